@@ -1,0 +1,90 @@
+"""The base of every event class, and the limits that hold for producers who never meet the gateway."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, StringConstraints
+
+MAXIMUM_EVENT_BYTES: Final = 900 * 1024
+MAXIMUM_CONTENT_CHARACTERS: Final = 100_000
+MAXIMUM_DOCUMENT_CHARACTERS: Final = 800_000
+MAXIMUM_METADATA_BYTES: Final = 16 * 1024
+MAXIMUM_METADATA_LEVELS: Final = 8
+
+
+class Record(BaseModel):
+    """A closed, immutable piece of an event. Readers open it with `extra="ignore"`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EventData(Record):
+    """The data of one event type in its newest version; a subclass is one type."""
+
+    event_type: ClassVar[str] = ""
+
+
+def event_version(event: type[EventData]) -> int:
+    """The version in a type's name: 1 for `tessera.message.published.v1`."""
+    return int(event.event_type.rsplit(".v", 1)[1])
+
+
+class RequestData(EventData):
+    """A question whose answer goes to one partition of the reply topic, fixed for the request's life."""
+
+    reply_partition: Annotated[int, Field(ge=0, le=1023, description="Partition of the reply topic that the asker reads.")]
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _bounded_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAXIMUM_METADATA_BYTES:
+        raise ValueError(f"metadata is larger than {MAXIMUM_METADATA_BYTES} bytes")
+    if _levels(value) > MAXIMUM_METADATA_LEVELS:
+        raise ValueError(f"metadata is nested deeper than {MAXIMUM_METADATA_LEVELS} levels")
+    return value
+
+
+def _levels(value: Any) -> int:
+    """Depth of nesting, by a stack of its own: the input is hostile until measured."""
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        item, level = stack.pop()
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else None
+        if children is None:
+            continue
+        deepest = max(deepest, level)
+        if deepest > MAXIMUM_METADATA_LEVELS:
+            break
+        stack.extend((child, level + 1) for child in children)
+    return deepest
+
+
+def _no_nul(value: str) -> str:
+    """Postgres text cannot hold U+0000, so no field of an event may."""
+    if "\x00" in value:
+        raise ValueError("text must not contain the character U+0000")
+    return value
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc), PlainSerializer(_rfc3339, when_used="json")]
+Text = Annotated[str, AfterValidator(_no_nul)]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+TenantId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Metadata = Annotated[
+    dict[str, JsonValue],
+    AfterValidator(_bounded_metadata),
+    Field(description=f"Free JSON: at most {MAXIMUM_METADATA_BYTES} bytes and {MAXIMUM_METADATA_LEVELS} levels."),
+]
+Content = Annotated[Text, StringConstraints(min_length=1, max_length=MAXIMUM_CONTENT_CHARACTERS)]
+DocumentContent = Annotated[Text, StringConstraints(min_length=1, max_length=MAXIMUM_DOCUMENT_CHARACTERS)]

@@ -1,0 +1,63 @@
+"""Tenants, and what services say about themselves."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from tessera.contracts.base import EventData, Moment, Name, Record, TenantId
+
+
+class TenantChanged(EventData):
+    """A tenant as it now is; keyed by its id on a compacted topic."""
+
+    event_type: ClassVar[str] = "tessera.tenant.changed.v1"
+
+    tenant: TenantId
+    state: Literal["active", "suspended"]
+    changed_at: Moment
+
+
+class DependencyStatus(Record):
+    """One dependency of one replica."""
+
+    name: Name
+    required: bool
+    healthy: bool
+    breaker: Literal["closed", "open", "half_open"] = "closed"
+    message: Annotated[str | None, Field(max_length=500)] = None
+
+
+class ConsumerStatus(Record):
+    """One consumer of one replica."""
+
+    name: Name
+    state: Literal["running", "paused", "backing_off", "stopped"]
+    partitions: Annotated[int, Field(ge=0)]
+    lag: Annotated[int, Field(ge=0)]
+
+
+class ServiceStatus(EventData):
+    """How a replica is; keyed by service and instance on a compacted topic."""
+
+    event_type: ClassVar[str] = "tessera.service.status.v1"
+
+    service: Name
+    instance: Name
+    state: Literal["starting", "ready", "degraded", "unready", "stopping", "stopped"]
+    version: Name
+    started_at: Moment
+    reported_at: Moment
+    dependencies: tuple[DependencyStatus, ...] = ()
+    consumers: tuple[ConsumerStatus, ...] = ()
+
+
+class ServiceControlled(EventData):
+    """An operator asks replicas to pause or resume a consumer, or to reload their settings."""
+
+    event_type: ClassVar[str] = "tessera.service.control.v1"
+
+    service: Name
+    action: Literal["pause", "resume", "reload"]
+    consumer: Name | None = None
+    instance: Annotated[Name | None, Field(description="One replica; all of the service where absent.")] = None
