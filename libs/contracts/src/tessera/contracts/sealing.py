@@ -5,7 +5,7 @@ Version 1 writes plain content only. Whoever meets a sealed value without a key 
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 from pydantic import Field
 from tessera.contracts.base import Record
@@ -22,7 +22,7 @@ class Sealed(Record):
     ciphertext: Annotated[str, Field(description="Base64.")]
 
 
-Sealable = T | Sealed
+Sealable: TypeAlias = T | Sealed
 
 
 def opened(value: T | Sealed) -> T:
