@@ -1,0 +1,3 @@
+"""Fixtures for every test of the checkout."""
+
+pytest_plugins = ["tessera.testkit.plugin"]

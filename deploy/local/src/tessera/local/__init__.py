@@ -1,0 +1,1 @@
+"""The stack on one machine without Docker: Kafka, Postgres, Redis and the services."""

@@ -1,0 +1,289 @@
+"""Apache Kafka from its Maven artefacts: one node, broker and controller in one process, no Docker.
+
+Jars and a class data archive are fetched and built once into the cache (about 46 MB and 50 MB); the archive halves the start.
+"""
+
+import asyncio
+import base64
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from tessera.local.errors import LocalError, MissingToolError
+from tessera.local.folders import RECIPES, cache
+from tessera.local.ports import LOOPBACK, accepts_connections, free_ports, replace_text
+from tessera.local.processes import Command, Server, run_apart
+
+VERSION = "4.3.1"
+_JAVA_MINIMUM = 17
+_MAVEN_TIMEOUT_SECONDS = 600
+_ALTERNATIVE = "Or use `docker compose up`, or set KAFKA_BOOTSTRAP_SERVERS to the address of a Kafka that is already there."
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+controller.quorum.bootstrap.servers={host}:{controller_port}
+log.dirs=data
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+group.initial.rebalance.delay.ms=0
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+log.segment.bytes={segment_bytes}
+log.retention.bytes={retention_bytes}
+log.index.size.max.bytes=1048576
+metadata.log.max.record.bytes.between.snapshots=4194304
+metadata.max.retention.bytes=33554432
+metadata.log.segment.bytes=8388608
+"""
+
+
+@dataclass(frozen=True)
+class KafkaLimits:
+    """Caps of one node."""
+
+    heap_megabytes: int = 512
+    segment_bytes: int = 16 * 2**20
+    """A segment is the unit of deletion: small ones keep the disk close to the cap."""
+    retention_bytes: int = 64 * 2**20
+    """Per partition, for topics that set no cap of their own."""
+
+
+def java() -> str:
+    """Path of a Java 17+; raises MissingToolError with what to install."""
+    candidates = [str(Path(os.environ.get("JAVA_HOME", "")) / "bin" / "java"), shutil.which("java")]
+    found = next((path for path in candidates if path and Path(path).is_absolute() and os.access(path, os.X_OK)), None)
+    if found is None:
+        raise MissingToolError(f"Java is missing: install a Java {_JAVA_MINIMUM}+ runtime. {_ALTERNATIVE}")
+    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', told)
+    if version is None or int(version.group(1)) < _JAVA_MINIMUM:
+        raise MissingToolError(f"Java is too old ({told.splitlines()[:1]}): install {_JAVA_MINIMUM} or newer. {_ALTERNATIVE}")
+    return found
+
+
+def maven() -> str:
+    """Path of `mvn`; raises MissingToolError with what to install. Only needed until the jars are cached."""
+    found = shutil.which("mvn")
+    if found is None:
+        raise MissingToolError(f"Maven is missing: install Maven 3.8+ (it fetches Kafka {VERSION}). {_ALTERNATIVE}")
+    return found
+
+
+@dataclass(frozen=True)
+class KafkaDistribution:
+    """The jars and the class data archive in the cache."""
+
+    folder: Path
+
+    @property
+    def jars(self) -> Path:
+        """Folder of the jars; complete when it exists, because it is renamed into place."""
+        return self.folder / "jars"
+
+    @property
+    def archive(self) -> Path:
+        """Class data archive; a missing or stale one only slows the start."""
+        return self.folder / "kafka.jsa"
+
+    @property
+    def class_path(self) -> str:
+        """The jars in sorted order: with a wildcard the archive is refused."""
+        return os.pathsep.join(str(jar) for jar in sorted(self.jars.glob("*.jar")))
+
+    def java(self, *arguments: str, heap_megabytes: int = 256) -> list[str]:
+        """A Java command on these jars that starts fast rather than peaks high."""
+        memory = [f"-Xms{heap_megabytes}m", f"-Xmx{heap_megabytes}m", "-XX:TieredStopAtLevel=1"]
+        logging = [f"-Dlog4j2.configurationFile={RECIPES / 'kafka' / 'log4j2.properties'}"]
+        return [java(), *memory, *logging, *arguments[:-1], "-cp", self.class_path, *arguments[-1].split()]
+
+    def is_complete(self) -> bool:
+        """Whether nothing is left to fetch or build."""
+        return self.jars.exists() and self.archive.exists()
+
+    def ensure(self) -> None:
+        """Fetch and build what is missing: one process at a time, others wait. Raises MissingToolError, LocalError. Blocks."""
+        if self.is_complete():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "build.lock"):
+            if not self.jars.exists():
+                self._fetch()
+            if not self.archive.exists():
+                self._build_archive()
+
+    def _fetch(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="fetching-") as scratch:
+            target = Path(scratch) / "jars"
+            command = [
+                maven(),
+                "-q",
+                "-B",
+                "-f",
+                str(RECIPES / "kafka" / "pom.xml"),
+                "dependency:copy-dependencies",
+                f"-DoutputDirectory={target}",
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_MAVEN_TIMEOUT_SECONDS)
+            if done.returncode != 0:
+                raise LocalError(f"Maven could not fetch Kafka {VERSION}. {_ALTERNATIVE}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            target.rename(self.jars)
+
+    def _build_archive(self) -> None:
+        """Run a broker once and let it write down the classes that it loaded."""
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="archiving-") as scratch:
+            ports = free_ports(("kafka", "controller"))
+            written = Path(scratch) / "kafka.jsa"
+            broker = Kafka(Path(scratch) / "node", ports["kafka"], ports["controller"], self, archiving_to=written)
+            try:
+                broker.start()
+                broker.wait_ready()
+            finally:
+                broker.stop()
+            if written.exists():
+                written.rename(self.archive)
+
+
+def cached_distribution() -> KafkaDistribution:
+    """The distribution in the cache of this checkout; `ensure` completes it."""
+    return KafkaDistribution(cache() / f"kafka-{VERSION}")
+
+
+class Kafka(Server):
+    """One node. Bootstrap address: `bootstrap_servers`."""
+
+    name: ClassVar[str] = "kafka"
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        controller_port: int,
+        distribution: KafkaDistribution,
+        limits: KafkaLimits = KafkaLimits(),
+        *,
+        record: Path | None = None,
+        archiving_to: Path | None = None,
+    ) -> None:
+        super().__init__(folder, port)
+        self._controller_port = controller_port
+        self._distribution = distribution
+        self._limits = limits
+        self._record = record
+        self._archiving_to = archiving_to
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Address for clients."""
+        return f"{LOOPBACK}:{self.port}"
+
+    def prepare(self) -> None:
+        """Write the configuration and format the data folder once. Raises LocalError with what the format tool said."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self._properties, self._configuration())
+        if (self.folder / "data" / "meta.properties").exists():
+            return
+        tool = f"kafka.tools.StorageTool format -t {_cluster_id()} -c server.properties --standalone -g"
+        done = subprocess.run(self._distribution.java(tool), cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LocalError(f"Kafka's data folder could not be formatted:\n{done.stdout}{done.stderr}")
+
+    def command(self) -> Command:
+        """Java on the cached jars; relative paths resolve from the node's folder."""
+        share = (
+            f"-XX:ArchiveClassesAtExit={self._archiving_to}"
+            if self._archiving_to
+            else f"-XX:SharedArchiveFile={self._distribution.archive}"
+        )
+        quiet = ["-Xshare:auto", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+        heap = self._limits.heap_megabytes
+        return Command(
+            program=tuple(self._distribution.java(share, *quiet, "kafka.Kafka server.properties", heap_megabytes=heap)),
+            cwd=self.folder,
+            stop_signal=signal.SIGTERM,
+            lock=self.folder / "node.lock",
+            ports=(self.port, self._controller_port),
+            record=self._record,
+        )
+
+    def answers(self) -> bool:
+        """Whether a client gets metadata that names a broker."""
+        return kafka_answers(self.bootstrap_servers)
+
+    @property
+    def _properties(self) -> Path:
+        return self.folder / "server.properties"
+
+    def _configuration(self) -> str:
+        return _PROPERTIES.format(
+            host=LOOPBACK,
+            port=self.port,
+            controller_port=self._controller_port,
+            segment_bytes=self._limits.segment_bytes,
+            retention_bytes=self._limits.retention_bytes,
+        )
+
+
+def kafka_answers(bootstrap_servers: str, timeout_seconds: float = 5) -> bool:
+    """Whether a Kafka at this address gives metadata. Blocks, at most for the time-out."""
+
+    async def ask() -> None:
+        client = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(timeout_seconds * 1000))
+        try:
+            await asyncio.wait_for(client.start(), timeout_seconds)
+            await client.topics()
+        finally:
+            await client.stop()
+
+    if not any(accepts_connections(address) for address in bootstrap_servers.split(",")):
+        return False
+    try:
+        run_apart(ask())
+    except (KafkaError, TimeoutError, OSError):
+        return False
+    return True
+
+
+def _cluster_id() -> str:
+    """A random id in Kafka's form; one that starts with a dash would be read as an option."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        if not text.startswith("-"):
+            return text
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

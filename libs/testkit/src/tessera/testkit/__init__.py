@@ -1,0 +1,17 @@
+"""Fakes, clocks and the stack for tests; never imported outside tests."""
+
+from tessera.testkit.events import CloudEvent, CloudEventProducer, CloudEventReader, Written, create_topics, unique_kafka_prefix
+from tessera.testkit.stack import Stack
+from tessera.testkit.waiting import eventually, eventually_blocking
+
+__all__ = [
+    "CloudEvent",
+    "CloudEventProducer",
+    "CloudEventReader",
+    "Stack",
+    "Written",
+    "create_topics",
+    "eventually",
+    "eventually_blocking",
+    "unique_kafka_prefix",
+]

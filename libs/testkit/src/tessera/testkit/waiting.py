@@ -1,0 +1,44 @@
+"""Wait for a condition with a deadline, instead of sleeping and hoping."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+DEFAULT = timedelta(seconds=15)
+_INTERVAL_SECONDS = 0.02
+
+
+async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: timedelta | float = DEFAULT) -> T:  # noqa: ASYNC109 - polls
+    """Call `condition` (plain or async) until it returns something true and raises no AssertionError; give that back.
+
+    After the time-out (seconds or timedelta) raises AssertionError with the last failure or the last value.
+    """
+    deadline = time.monotonic() + _seconds(timeout)
+    while True:
+        value, failure = await _attempt(condition)
+        if failure is None and value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {_seconds(timeout)} s; last result: {failure or value!r}") from failure
+        await asyncio.sleep(_INTERVAL_SECONDS)
+
+
+def eventually_blocking(condition: Callable[[], T], timeout: timedelta | float = DEFAULT) -> T:
+    """`eventually` for tests without an event loop. Blocks."""
+    return asyncio.run(eventually(condition, timeout))
+
+
+async def _attempt(condition: Callable[[], T | Awaitable[T]]) -> tuple[T, AssertionError | None]:
+    try:
+        value = condition()
+        return (await value if inspect.isawaitable(value) else value), None
+    except AssertionError as failure:
+        return False, failure  # type: ignore[return-value]
+
+
+def _seconds(timeout: timedelta | float) -> float:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
