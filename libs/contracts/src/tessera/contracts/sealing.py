@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, TypeAlias, TypeVar
 
 from pydantic import Field
+
 from tessera.contracts.base import Record
 from tessera.contracts.errors import InvalidError
 

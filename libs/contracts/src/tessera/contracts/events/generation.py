@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
+
 from tessera.contracts.base import EventData, Name, Record, RequestData, Text
 from tessera.contracts.errors import Problem
 from tessera.contracts.events.memory import RecalledMemory, RecallState

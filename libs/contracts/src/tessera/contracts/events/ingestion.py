@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+
 from tessera.contracts.base import Content, DocumentContent, EventData, Fraction, Metadata, Moment, Name, RequestData, Text
 from tessera.contracts.errors import Problem
 from tessera.contracts.sealing import Sealable

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+
 from tessera.contracts.base import EventData, Fraction, Metadata, Moment, Name, Record, RequestData, Text
 from tessera.contracts.events.ingestion import Role
 from tessera.contracts.sealing import Sealable

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+
 from tessera.contracts.base import EventData, Moment, Name, Record, TenantId
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+
 from tessera.contracts.base import EventData, Fraction, Moment, Name, Record, RequestData
 from tessera.contracts.errors import Problem
 from tessera.contracts.events.memory import MemoryKind
