@@ -24,7 +24,12 @@ class RetryPolicy:
     """Share of the pause that is random: 0 none, 1 anything between nothing and the whole pause."""
 
     def __post_init__(self) -> None:
-        if (self.attempts is not None and self.attempts < 1) or not 0 <= self.jitter <= 1 or self.initial < timedelta(0) or self.maximum < self.initial:
+        if (
+            (self.attempts is not None and self.attempts < 1)
+            or not 0 <= self.jitter <= 1
+            or self.initial < timedelta(0)
+            or self.maximum < self.initial
+        ):
             raise ValueError(f"not a retry policy: {self}")
 
     def pause(self, failures: int) -> timedelta:

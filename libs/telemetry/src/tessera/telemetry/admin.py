@@ -69,13 +69,17 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve_admin(health: Health, host: str, port: int, *, routes: Sequence[BaseRoute] = (), bound_socket: socket.socket | None = None) -> None:
+async def serve_admin(
+    health: Health, host: str, port: int, *, routes: Sequence[BaseRoute] = (), bound_socket: socket.socket | None = None
+) -> None:
     """Serves `admin_app` until cancelled, then closes its connections. Raises OSError at once when the address is taken.
 
     `bound_socket` (from `listening_socket`) replaces host and port where the caller must know the port before.
     """
     listener = bound_socket or listening_socket(host, port)
-    config = uvicorn.Config(admin_app(health, routes=routes), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none")
+    config = uvicorn.Config(
+        admin_app(health, routes=routes), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none"
+    )
     server = _Server(config)
     try:
         await server.serve(sockets=[listener])

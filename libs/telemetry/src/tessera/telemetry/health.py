@@ -91,7 +91,12 @@ class Health:
     """
 
     def __init__(
-        self, service: str = "", instance: str = "", *, check_timeout: timedelta = timedelta(seconds=2), fresh_for: timedelta = timedelta(seconds=1)
+        self,
+        service: str = "",
+        instance: str = "",
+        *,
+        check_timeout: timedelta = timedelta(seconds=2),
+        fresh_for: timedelta = timedelta(seconds=1),
     ) -> None:
         self.service, self.instance = service, instance
         self.phase: Phase = "starting"

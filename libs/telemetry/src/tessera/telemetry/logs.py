@@ -15,7 +15,13 @@ from tessera.telemetry.redaction import redacted
 from tessera.telemetry.settings import TelemetrySettings
 
 _CAPTURED = ("uvicorn", "uvicorn.error", "uvicorn.access", "faststream", "aiokafka", "alembic", "sqlalchemy")
-_QUIET = {"aiokafka": logging.WARNING, "alembic": logging.WARNING, "httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncio": logging.WARNING}
+_QUIET = {
+    "aiokafka": logging.WARNING,
+    "alembic": logging.WARNING,
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "asyncio": logging.WARNING,
+}
 
 Event = MutableMapping[str, Any]
 

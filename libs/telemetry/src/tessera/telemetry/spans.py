@@ -37,7 +37,10 @@ def configure_spans(service: str, instance: str, settings: TelemetrySettings) ->
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(settings.sample_ratio), resource=resource, shutdown_on_exit=True)
     provider.add_span_processor(
         BatchSpanProcessor(
-            _exporter(service, instance, settings), max_queue_size=_QUEUE, schedule_delay_millis=settings.flush_milliseconds, max_export_batch_size=1024
+            _exporter(service, instance, settings),
+            max_queue_size=_QUEUE,
+            schedule_delay_millis=settings.flush_milliseconds,
+            max_export_batch_size=1024,
         )
     )
     _Tracing.provider, _Tracing.tracer = provider, provider.get_tracer("tessera")
@@ -46,7 +49,11 @@ def configure_spans(service: str, instance: str, settings: TelemetrySettings) ->
 def _exporter(service: str, instance: str, settings: TelemetrySettings) -> SpanExporter:
     if settings.otlp_endpoint is None:
         return FileSpanExporter(
-            settings.trace_folder, service, instance, maximum_bytes=settings.trace_file_bytes, folder_maximum_bytes=settings.trace_folder_bytes
+            settings.trace_folder,
+            service,
+            instance,
+            maximum_bytes=settings.trace_file_bytes,
+            folder_maximum_bytes=settings.trace_folder_bytes,
         )
     # Imported only where it is used: it loads protobuf and an HTTP client.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -78,13 +78,19 @@ def report(identifier: str, folder: Path) -> str | None:
     spans = spans_of(identifier, folder)
     if not spans:
         return None
-    by_trace = {trace_id: [span for span in spans if span["trace_id"] == trace_id] for trace_id in sorted({span["trace_id"] for span in spans})}
+    by_trace = {
+        trace_id: [span for span in spans if span["trace_id"] == trace_id] for trace_id in sorted({span["trace_id"] for span in spans})
+    }
     return "\n".join(line for trace_id, members in by_trace.items() for line in _trace_lines(trace_id, members))
 
 
 def _trace_lines(trace_id: str, spans: Sequence[Span]) -> list[str]:
     services = sorted({span["service"] for span in spans})
-    return [f"trace {trace_id}: {len(spans)} spans in {', '.join(services)}", f"{'start':>13} {'duration':>13}  service: span", *tree(spans)]
+    return [
+        f"trace {trace_id}: {len(spans)} spans in {', '.join(services)}",
+        f"{'start':>13} {'duration':>13}  service: span",
+        *tree(spans),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = report(given.id, given.folder)
     if found is None:
-        print(f"No span of {given.id!r} in {given.folder}: the id is unknown, older than the files kept, or traces go to an OTLP collector.", file=sys.stderr)
+        print(
+            f"No span of {given.id!r} in {given.folder}: the id is unknown, older than the files kept, or traces go to an OTLP collector.",
+            file=sys.stderr,
+        )
         return 1
     print(found)
     return 0

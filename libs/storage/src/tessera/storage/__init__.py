@@ -1,0 +1,29 @@
+"""Postgres with roles and tenancy, migrations, the object store and the Redis client."""
+
+from tessera.storage.database import Database
+from tessera.storage.errors import (
+    ObjectNotFoundError,
+    StorageConflictError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+)
+from tessera.storage.objects import ObjectStat, ObjectStore
+from tessera.storage.redis import redis_client
+from tessera.storage.settings import ObjectStoreSettings, PostgresSettings, PostgresTls, RedisSettings, Role, role_name
+
+__all__ = [
+    "Database",
+    "ObjectNotFoundError",
+    "ObjectStat",
+    "ObjectStore",
+    "ObjectStoreSettings",
+    "PostgresSettings",
+    "PostgresTls",
+    "RedisSettings",
+    "Role",
+    "StorageConflictError",
+    "StorageTimeoutError",
+    "StorageUnavailableError",
+    "redis_client",
+    "role_name",
+]

@@ -1,0 +1,65 @@
+"""How a connection to Postgres is opened: address, role, TLS and session settings, for every way in which Tessera uses asyncpg."""
+
+import ssl
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from tessera.storage.settings import PostgresSettings, PostgresTls, Role, role_name
+
+
+def connect_arguments(service: str, role: Role, settings: PostgresSettings) -> dict[str, Any]:
+    """Arguments of `asyncpg.connect` for a role of a service. Raises ValueError when the role's password is not set.
+
+    Session settings go with the log-in (`server_settings`), never by SET: a pool's reset would silently undo those.
+    """
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "database": settings.database,
+        "user": role_name(service, role),
+        "password": settings.password(role).get_secret_value(),
+        "timeout": settings.connect_timeout_seconds,
+        "statement_cache_size": settings.statement_cache_size,
+        "ssl": _ssl(settings.tls),
+        "server_settings": _session(service, role, settings),
+    }
+
+
+def _session(service: str, role: Role, settings: PostgresSettings) -> dict[str, str]:
+    common = {"application_name": f"tessera-{service}-{role}", "search_path": f'"{service}", public', "timezone": "UTC", "jit": "off"}
+    if role == "owner":
+        return {**common, "lock_timeout": "30s"}  # migrations may take long, but must not queue everyone behind them
+    return {
+        **common,
+        "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
+        "idle_in_transaction_session_timeout": _milliseconds(settings.idle_in_transaction_timeout_seconds),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))
+
+
+def _ssl(tls: PostgresTls) -> ssl.SSLContext | str:
+    if tls.mode in ("disable", "prefer"):
+        return tls.mode
+    context = ssl.create_default_context(cafile=tls.ca_file)
+    context.check_hostname = tls.mode == "verify-full"
+    if tls.mode == "require":
+        context.verify_mode = ssl.CERT_NONE
+    if tls.certificate_file is not None:
+        context.load_cert_chain(tls.certificate_file, tls.key_file)
+    return context
+
+
+async def connect(service: str, role: Role, settings: PostgresSettings) -> asyncpg.Connection:
+    """A connection of its own, outside any pool; the caller closes it. Raises OSError, TimeoutError or asyncpg's errors."""
+    return await asyncpg.connect(**connect_arguments(service, role, settings))
+
+
+def owner_engine(service: str, settings: PostgresSettings) -> AsyncEngine:
+    """An engine for migrations: the owner's role, no pool."""
+    return create_async_engine("postgresql+asyncpg://", connect_args=connect_arguments(service, "owner", settings), poolclass=NullPool)

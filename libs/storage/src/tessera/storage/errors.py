@@ -1,0 +1,75 @@
+"""What storage raises besides SQLAlchemy's errors for statements that are wrong.
+
+RetryableError
+├── StorageUnavailableError   no connection, or it was lost; counted by the breaker
+├── StorageConflictError      deadlock, serialisation failure, lock not available: run the transaction again
+└── StorageTimeoutError       a statement or transaction was longer than allowed
+InvalidError
+└── ObjectNotFoundError       the object store has nothing under the key
+"""
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from tessera.contracts.errors import InvalidError, RetryableError
+
+
+class StorageUnavailableError(RetryableError):
+    """The store cannot be reached, ended the connection, or has no connection free."""
+
+    code = "storage_unavailable"
+
+
+class StorageConflictError(RetryableError):
+    """The transaction was rolled back because of another one; the same transaction may succeed now."""
+
+    code = "storage_conflict"
+
+
+class StorageTimeoutError(RetryableError):
+    """Postgres cancelled the statement, or ended the transaction, because it took longer than the role may."""
+
+    code = "storage_timeout"
+
+
+class ObjectNotFoundError(InvalidError):
+    """Nothing is stored under the key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__("object_not_found", f"no object is stored under {key!r}")
+
+
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+_TIMEOUTS = frozenset({"57014", "25P03", "25P04"})
+# Class 08 is the connection itself; the rest say that the server starts, ends, is full or refuses the log-in.
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "53400", "28P01", "28000", "3D000"})
+
+
+def translated(error: Exception) -> RetryableError | None:
+    """The error of ours that a driver's error means; None when the statement itself is at fault, or it is no driver's error."""
+    if isinstance(error, PoolTimeoutError):
+        return StorageUnavailableError("no connection to Postgres became free in time")
+    if not isinstance(error, DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
+        return None
+    state = sqlstate(error) or ""
+    if state in _CONFLICTS:
+        return StorageConflictError(f"Postgres rolled the transaction back ({state})")
+    if state in _TIMEOUTS:
+        return StorageTimeoutError(f"Postgres ended what took too long ({state})")
+    if state in _UNAVAILABLE or state.startswith("08") or _connection_lost(error):
+        return StorageUnavailableError(f"Postgres cannot be used now ({state or 'connection lost'})")
+    return None
+
+
+def _connection_lost(error: Exception) -> bool:
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or "connection is closed" in str(error.orig) or "connection was closed" in str(error.orig)
+    return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
+
+
+def sqlstate(error: Exception) -> str | None:
+    """The five characters by which Postgres names the error (appendix A of its manual), where it came from Postgres."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(origin, "sqlstate", None)
+    return state if isinstance(state, str) else None

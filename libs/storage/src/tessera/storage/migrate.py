@@ -1,0 +1,42 @@
+"""`python -m tessera.storage.migrate SERVICE…`: brings the schemas of the services to their newest revision, as their owners."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from tessera.contracts.errors import FatalError
+from tessera.storage.migrations import upgrade
+from tessera.storage.problems import explained
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 when every schema is at its newest revision, 1 when Postgres refused, 2 when settings are missing or wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tessera.storage.migrate", description="Upgrade the schemas of services to their newest revision."
+    )
+    parser.add_argument("services", nargs="+", metavar="SERVICE")
+    for service in parser.parse_args(arguments).services:
+        code = _migrated(service)
+        if code:
+            return code
+    return 0
+
+
+def _migrated(service: str) -> int:
+    try:
+        asyncio.run(upgrade(service))
+    except (ValidationError, ValueError, FatalError) as error:
+        print(f"migrate {service}: {explained(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:  # whatever Postgres or a revision raised ends this command, and is told in one line
+        print(f"migrate {service}: {explained(error)}", file=sys.stderr)
+        return 1
+    print(f"migrate {service}: up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

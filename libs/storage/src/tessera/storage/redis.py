@@ -1,0 +1,29 @@
+"""The Redis client, with patience that fits what Redis is used for."""
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tessera.storage.settings import RedisSettings
+
+
+def redis_client(settings: RedisSettings) -> Redis:
+    """A client that connects on first use and speaks bytes; close it with `aclose()`.
+
+    A command fails after `timeout_seconds`, tried `retries` times more; the library's own default would block half a minute on a black hole.
+    """
+    tls = {"ssl_ca_certs": str(settings.ca_file)} if settings.ca_file else {}
+    return Redis.from_url(
+        settings.url,
+        username=settings.username,
+        password=settings.password.get_secret_value() if settings.password else None,
+        socket_timeout=settings.timeout_seconds,
+        socket_connect_timeout=settings.connect_timeout_seconds,
+        max_connections=settings.max_connections,
+        retry=Retry(ConstantBackoff(0.02), settings.retries),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        health_check_interval=15,
+        **tls,
+    )
