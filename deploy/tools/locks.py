@@ -4,7 +4,7 @@
     python deploy/tools/locks.py check         exit 1 where one is stale, unhashed or names a host; needs no network
 
 `requirements.lock` holds everything that development needs; each service, the client and the testkit have one of their
-own, for their image and for testing them alone. Each begins with a hash of all dependency tables of the workspace.
+own, for their image and for testing them alone; `deploy/docker/build.lock` builds wheels. Each begins with a hash of all dependency tables of the workspace.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ def dependency_digest() -> str:
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 
-def lock_files() -> dict[Path, str | None]:
-    """Every committed lock and the package it is for; None for the whole workspace."""
+def lock_files() -> dict[Path, list[str]]:
+    """Every committed lock and what uv exports into it."""
     members = sorted(path for pattern in _MEMBERS for path in ROOT.glob(pattern) if (path / "pyproject.toml").exists())
-    return {ROOT / "requirements.lock": None, **{path / "requirements.lock": f"tessera-{path.name}" for path in members}}
+    return {
+        ROOT / "requirements.lock": ["--all-packages", "--all-groups"],
+        ROOT / "deploy/docker/build.lock": ["--only-group", "build"],
+        **{path / "requirements.lock": ["--package", f"tessera-{path.name}", "--no-default-groups"] for path in members},
+    }
 
 
 def write(uv: str) -> None:
     """Resolve and write every lock. Needs a network."""
     subprocess.run([uv, "lock", "--quiet"], cwd=ROOT, check=True)
-    for path, package in lock_files().items():
-        scope = ["--package", package, "--no-dev"] if package else ["--all-packages", "--all-groups"]
+    for path, scope in lock_files().items():
         command = [uv, "export", "--quiet", "--format", "requirements-txt", "--no-emit-workspace", "--no-header", "--no-annotate", *scope]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         path.write_text(f"{_HEADER}{dependency_digest()}\n{done.stdout}", encoding="utf-8")
