@@ -10,10 +10,10 @@ from tessera.resilience.errors import TimedOutError
 
 @asynccontextmanager
 async def deadline(limit: float | timedelta | datetime | None) -> AsyncIterator[None]:
-    """Cancels the block when the limit is reached and raises TimedOutError; seconds, a timedelta, a moment (with time zone), or None for no limit.
+    """Cancels the block at the limit and raises TimedOutError.
 
-    A limit already passed cancels at the first await. A TimeoutError of the block's own goes through unchanged. Raises ValueError for a moment
-    without time zone.
+    `limit` is seconds, a timedelta, a moment with time zone (ValueError without), or None for no limit. One already passed cancels at the
+    first await. A TimeoutError of the block's own goes through unchanged.
     """
     seconds = _seconds(limit)
     timeout = asyncio.timeout(seconds)

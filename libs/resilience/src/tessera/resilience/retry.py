@@ -42,8 +42,8 @@ class RetryPolicy:
 def retrying(policy: RetryPolicy, retry_on: Retryable) -> tenacity.AsyncRetrying:
     """A tenacity controller: `await retrying(policy, SomeError)(function, *arguments)`, or `async for attempt in …: with attempt: …`.
 
-    Repeats on exceptions of the type(s), or for which the predicate holds, and raises the last one when the attempts are used up. Cancellation
-    always goes through. Waits with asyncio.sleep.
+    Repeats on exceptions of the type(s), or for which the predicate holds, and raises the last one when the attempts are used up. Waits
+    with asyncio.sleep; cancellation always goes through.
     """
     return tenacity.AsyncRetrying(
         retry=_condition(retry_on),

@@ -1,6 +1,7 @@
-"""`python -m tessera.storage.bootstrap`: makes the database, the roles, the schemas and the vector extension. Idempotent; safe when two run at once.
+"""`python -m tessera.storage.bootstrap`: makes the database, the roles, the schemas and the vector extension.
 
-Needs a superuser (TESSERA_ADMIN_DATABASE_URL, else DATABASE_URL) and the passwords of the roles (`TESSERA_<SERVICE>__POSTGRES__…_PASSWORD`).
+Idempotent, and safe when two run at once. Needs a superuser (TESSERA_ADMIN_DATABASE_URL, else DATABASE_URL) and the passwords of the roles
+(`TESSERA_<SERVICE>__POSTGRES__…_PASSWORD`, or `TESSERA__POSTGRES__…_PASSWORD` for all services alike).
 """
 
 import argparse
@@ -28,8 +29,8 @@ _ROLES: tuple[Role, ...] = ("owner", "worker", "client")
 async def bootstrap(admin_url: SecretStr, services: Mapping[str, PostgresSettings]) -> None:
     """Makes everything that migrations need, for each service in the database its settings name, or brings it up to date (passwords too).
 
-    `admin_url` is a libpq address of a superuser; the lock against a second run is taken in its database. Raises FatalError for a server that is
-    too old or lacks pgvector, ValueError for a missing or non-ASCII password, OSError or asyncpg's errors otherwise.
+    `admin_url` is a libpq address of a superuser; the lock against a second run is taken in its database. Raises FatalError for a server
+    that is too old or lacks pgvector, ValueError for a missing or non-ASCII password, OSError or asyncpg's errors otherwise.
     """
     async with _administrator(admin_url) as admin, _locked(admin):
         await _require_version(admin)
@@ -143,12 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(bootstrap(_admin_url(os.environ), {service: postgres_settings(service) for service in names}))
     except (ValidationError, ValueError, FatalError) as error:
-        print(f"bootstrap: {explained(error)}", file=sys.stderr)
+        sys.stderr.write(f"bootstrap: {explained(error)}\n")
         return 2
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        print(f"bootstrap: {explained(error)}", file=sys.stderr)
+        sys.stderr.write(f"bootstrap: {explained(error)}\n")
         return 1
-    print(f"bootstrap: ready for {', '.join(names)}")
+    sys.stdout.write(f"bootstrap: ready for {', '.join(names)}\n")
     return 0
 
 

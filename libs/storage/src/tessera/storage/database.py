@@ -13,6 +13,7 @@ from tessera.contracts.errors import InvalidError
 from tessera.resilience import Breaker
 from tessera.storage import connections
 from tessera.storage.errors import StorageUnavailableError, translated
+from tessera.storage.ping import ping_before_use
 from tessera.storage.settings import PostgresSettings, Role
 
 OnConnect = Callable[[asyncpg.Connection], Awaitable[None]]
@@ -24,8 +25,8 @@ class Database:
     """Transactions in a service's schema, as one of its roles. Nothing is opened before the first use.
 
     Every transaction runs under `breaker`. Raises CircuitOpenError (nothing was tried), StorageUnavailableError, StorageConflictError or
-    StorageTimeoutError, all worth another try; a wrong statement raises SQLAlchemy's own error, and whatever the block raises goes through after
-    the roll-back. For one event loop.
+    StorageTimeoutError, all worth another try; a wrong statement raises SQLAlchemy's own error, and whatever the block raises goes through
+    after the roll-back. For one event loop.
     """
 
     def __init__(self, service: str, settings: PostgresSettings) -> None:
@@ -41,7 +42,7 @@ class Database:
         self._on_connect: list[OnConnect] = []
 
     def on_connect(self, initialize: OnConnect) -> None:
-        """`initialize` is awaited with every connection opened from now on; for type codecs (vectors). Call it before the first transaction."""
+        """Has `initialize` awaited with every connection opened from now on (type codecs). Call it before the first transaction."""
         self._on_connect.append(initialize)
 
     @asynccontextmanager
@@ -74,7 +75,7 @@ class Database:
             await connection.execute(text("SELECT 1"))
 
     async def connect(self) -> asyncpg.Connection:
-        """A connection of the worker role of its own, outside the pool (LISTEN, COPY); the caller closes it. Raises StorageUnavailableError."""
+        """A worker's connection outside the pool (LISTEN, COPY); the caller closes it. Raises StorageUnavailableError."""
         try:
             return await self._opened(**connections.connect_arguments(self.service, "worker", self._settings))
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -124,16 +125,18 @@ class Database:
     def _new_engine(self, role: Role) -> AsyncEngine:
         settings = self._settings
         arguments = connections.connect_arguments(self.service, role, settings)
-        return create_async_engine(
+        engine = create_async_engine(
             "postgresql+asyncpg://",
             connect_args={**arguments, "async_creator_fn": self._opened, "prepared_statement_cache_size": settings.statement_cache_size},
             pool_size=settings.pool_size,
             max_overflow=settings.max_overflow,
             pool_timeout=settings.pool_timeout_seconds,
-            pool_pre_ping=settings.pre_ping,
             pool_recycle=settings.recycle_seconds,
             pool_use_lifo=True,
         )
+        if settings.pre_ping:
+            ping_before_use(engine, idle=timedelta(seconds=settings.pre_ping_idle_seconds))
+        return engine
 
     async def _opened(self, **arguments: Any) -> asyncpg.Connection:
         connection = await asyncpg.connect(**arguments)

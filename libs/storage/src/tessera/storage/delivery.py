@@ -34,7 +34,6 @@ CREATE TABLE inbox (
 _OUTBOX = """
 CREATE TABLE outbox (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    tx xid8 NOT NULL DEFAULT pg_current_xact_id(),
     event_id uuid NOT NULL,
     topic text NOT NULL,
     partition integer,

@@ -5,7 +5,10 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+import asyncpg
+from alembic.util import CommandError
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from tessera.contracts.errors import FatalError
 from tessera.storage.migrations import upgrade
@@ -29,12 +32,12 @@ def _migrated(service: str) -> int:
     try:
         asyncio.run(upgrade(service))
     except (ValidationError, ValueError, FatalError) as error:
-        print(f"migrate {service}: {explained(error)}", file=sys.stderr)
+        sys.stderr.write(f"migrate {service}: {explained(error)}\n")
         return 2
-    except Exception as error:  # whatever Postgres or a revision raised ends this command, and is told in one line
-        print(f"migrate {service}: {explained(error)}", file=sys.stderr)
+    except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, CommandError) as error:
+        sys.stderr.write(f"migrate {service}: {explained(error)}\n")
         return 1
-    print(f"migrate {service}: up to date")
+    sys.stdout.write(f"migrate {service}: up to date\n")
     return 0
 
 

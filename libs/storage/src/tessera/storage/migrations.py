@@ -8,14 +8,14 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from alembic import command, context
 from alembic.config import Config
-from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +27,19 @@ from tessera.storage.settings import PostgresSettings, postgres_settings, role_n
 VERSION_TABLE = "alembic_version"
 
 Privilege = Literal["select", "insert", "update", "delete"]
+
+
+class Revision(Protocol):
+    """What is used of `alembic.op`, in a form that the module itself fits."""
+
+    @property
+    def execute(self) -> Callable[[str], None]:
+        """Runs one statement."""
+
+    @property
+    def get_context(self) -> Callable[[], MigrationContext]:
+        """The run that is going on."""
+
 
 _LOCK_WAIT = timedelta(minutes=10)
 
@@ -45,8 +58,8 @@ def run(service: str) -> None:
 async def upgrade(service: str, settings: PostgresSettings | None = None, *, revision: str = "head") -> None:
     """Brings the service's schema to `revision`, as its owner. Two at once: the second waits, then finds nothing to do.
 
-    Without `settings` they are read from the environment. Raises FatalError without a migrations folder, TimeoutError when another run holds the
-    lock for ten minutes, and what Postgres raises.
+    Without `settings` they are read from the environment. Raises FatalError without a migrations folder, TimeoutError when another run
+    holds the lock for ten minutes, and what Postgres raises.
     """
     config = configuration(service)
     engine = owner_engine(service, settings or postgres_settings(service))
@@ -62,7 +75,7 @@ async def upgrade(service: str, settings: PostgresSettings | None = None, *, rev
 async def _lock(connection: AsyncConnection, service: str) -> None:
     # Polled, because a session that waits inside pg_advisory_lock holds a snapshot for which CREATE INDEX CONCURRENTLY would wait in turn.
     async with asyncio.timeout(_LOCK_WAIT.total_seconds()):
-        while not await _try_lock(connection, service):
+        while not await _try_lock(connection, service):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
@@ -93,7 +106,7 @@ def configuration(service: str) -> Config:
 
 
 def migrations_folder(service: str) -> Path:
-    """`services/<service>/migrations` in a checkout, `tessera/<service>/migrations` in an installed wheel. Raises FatalError when neither is there."""
+    """`services/<service>/migrations` in a checkout, else `tessera/<service>/migrations` in an installed wheel; FatalError without both."""
     spec = importlib.util.find_spec(f"tessera.{service}")
     if spec is None or spec.origin is None:
         raise FatalError(f"the service {service!r} is not installed here")
@@ -104,12 +117,12 @@ def migrations_folder(service: str) -> Path:
     raise FatalError(f"the service {service!r} has no migrations folder beside its package")
 
 
-def service_of(op: Operations) -> str:
+def service_of(op: Revision) -> str:
     """The service whose revision is running."""
     return str(op.get_context().opts["version_table_schema"])
 
 
-def protect(op: Operations, table: str, *, client: Sequence[Privilege] = (), owner: bool = False) -> None:
+def protect(op: Revision, table: str, *, client: Sequence[Privilege] = (), owner: bool = False) -> None:
     """Forces row-level security on a table that has a `tenant_id` (on the parent, where it has partitions: never grant on those).
 
     The worker sees all rows. The client role sees and writes rows of its transaction's tenant only, and gets just the privileges named in
@@ -125,7 +138,7 @@ def protect(op: Operations, table: str, *, client: Sequence[Privilege] = (), own
         op.execute(f"GRANT {', '.join(client)} ON {table} TO {role_name(service, 'client')}")
 
 
-def _force(op: Operations, table: str, service: str) -> None:
+def _force(op: Revision, table: str, service: str) -> None:
     worker = role_name(service, "worker")
     op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
@@ -133,7 +146,7 @@ def _force(op: Operations, table: str, service: str) -> None:
     op.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {worker}")
 
 
-def create_delivery_tables(op: Operations) -> None:
+def create_delivery_tables(op: Revision) -> None:
     """The tables by which the bus makes effects happen once: see `tessera.storage.delivery`. For the worker role alone."""
     for statement in delivery.statements():
         op.execute(statement)
@@ -141,7 +154,7 @@ def create_delivery_tables(op: Operations) -> None:
         _force(op, table, service_of(op))
 
 
-def drop_delivery_tables(op: Operations) -> None:
+def drop_delivery_tables(op: Revision) -> None:
     """Undoes `create_delivery_tables`."""
     for table in reversed(delivery.TABLES):
         op.execute(f"DROP TABLE {table}")

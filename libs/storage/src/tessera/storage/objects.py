@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import BinaryIO, ParamSpec, TypeVar
+from pathlib import Path
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
 import fsspec
@@ -83,9 +84,9 @@ class ObjectStore:
         """Returns when the store can be listed; raises StorageUnavailableError when not."""
         await self._run(self._reachable, "")
 
-    async def _run(self, function: Callable[[str], R] | Callable[[str, BinaryIO], R], key: str, *more: BinaryIO) -> R:
+    async def _run(self, function: Callable[Concatenate[str, P], R], key: str, *more: P.args, **named: P.kwargs) -> R:
         try:
-            return await asyncio.to_thread(function, key, *more)
+            return await asyncio.to_thread(function, key, *more, **named)
         except FileNotFoundError as error:
             raise ObjectNotFoundError(key) from error
         except OSError as error:
@@ -104,17 +105,7 @@ class ObjectStore:
             with self._files.open(path, "wb") as target:
                 shutil.copyfileobj(source, target)
                 return int(target.tell())
-        folder, _, name = path.rpartition("/")
-        os.makedirs(folder, exist_ok=True)
-        partial = f"{folder}/{_PARTIAL}{uuid4().hex}"
-        try:
-            size = _written(partial, source)
-            os.replace(partial, f"{folder}/{name}")
-        except BaseException:
-            if os.path.exists(partial):
-                os.unlink(partial)
-            raise
-        return size
+        return _write_file(Path(path), source)
 
     def _read(self, key: str) -> bytes:
         return bytes(self._files.cat_file(self._path(key)))
@@ -136,13 +127,25 @@ class ObjectStore:
 
     def _reachable(self, _: str) -> None:
         if self._local:
-            os.makedirs(self._root, exist_ok=True)
+            Path(self._root).mkdir(parents=True, exist_ok=True)
         self._files.ls(self._root, detail=False)
 
 
-def _written(path: str, source: BinaryIO) -> int:
+def _write_file(path: Path, source: BinaryIO) -> int:
+    """Whoever reads `path` sees the old content or the new, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{_PARTIAL}{uuid4().hex}")
+    try:
+        size = _written(partial, source)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size
+
+
+def _written(path: Path, source: BinaryIO) -> int:
     """Copies to a new file and waits until it is on disk. Returns the size."""
-    with open(path, "xb") as target:
+    with path.open("xb") as target:
         shutil.copyfileobj(source, target)
         target.flush()
         os.fsync(target.fileno())

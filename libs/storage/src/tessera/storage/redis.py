@@ -1,5 +1,7 @@
 """The Redis client, with patience that fits what Redis is used for."""
 
+from typing import Any
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
@@ -12,9 +14,9 @@ from tessera.storage.settings import RedisSettings
 def redis_client(settings: RedisSettings) -> Redis:
     """A client that connects on first use and speaks bytes; close it with `aclose()`.
 
-    A command fails after `timeout_seconds`, tried `retries` times more; the library's own default would block half a minute on a black hole.
+    A command fails after `timeout_seconds`, tried `retries` times more; the library's own default blocks half a minute on a black hole.
     """
-    tls = {"ssl_ca_certs": str(settings.ca_file)} if settings.ca_file else {}
+    tls: dict[str, Any] = {"ssl_ca_certs": str(settings.ca_file)} if settings.ca_file else {}
     return Redis.from_url(
         settings.url,
         username=settings.username,

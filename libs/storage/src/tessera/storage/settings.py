@@ -56,6 +56,8 @@ class PostgresSettings(BaseModel):
     """Longest wait for a free connection."""
     pre_ping: bool = True
     """Test a pooled connection before it is used, so that a restart of Postgres is not noticed by a handler."""
+    pre_ping_idle_seconds: float = Field(default=1.0, ge=0)
+    """A connection used more recently is only looked at, not asked: a question costs three round trips. 0 asks always."""
     recycle_seconds: int = Field(default=1800, ge=-1)
     """Age at which a connection is replaced; -1 never."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
@@ -108,12 +110,16 @@ class RedisSettings(BaseModel):
         return {**found, **values, "url": urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))}
 
 
+def _objects_folder() -> str:
+    return (Path(os.environ.get("TESSERA_HOME", ".tessera")).absolute() / "objects").as_uri()
+
+
 class ObjectStoreSettings(BaseModel):
     """Where large objects lie: a folder, or anything fsspec knows (`s3://bucket/prefix` with s3fs installed)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str = Field(default_factory=lambda: (Path(os.environ.get("TESSERA_HOME", ".tessera")).absolute() / "objects").as_uri())
+    url: str = Field(default_factory=_objects_folder)
     options: dict[str, SecretStr] = Field(default_factory=dict)
     """Passed to the fsspec file system as they are, e.g. key, secret, endpoint_url."""
 

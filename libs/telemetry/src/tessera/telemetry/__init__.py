@@ -1,7 +1,7 @@
 """Logs, traces, metrics and health of every service.
 
-Call `configure` once per process before anything is logged and `shutdown` at the end; everything else may be called at any time, also without
-`configure` (logs then go to structlog's default and spans are dropped).
+Call `configure` once per process before anything is logged and `shutdown` at the end; everything else may be called at any time, also
+without `configure` (logs then go to structlog's default and spans are dropped).
 """
 
 from tessera.telemetry.admin import admin_app, listening_socket, serve_admin

@@ -62,9 +62,9 @@ class _Dependency:
     check: Check
     breaker_state: Callable[[], str] | None
 
-    async def report(self, timeout: timedelta) -> DependencyReport:
+    async def report(self, limit: timedelta) -> DependencyReport:
         started = time.monotonic()
-        error = await _outcome(self.check, timeout)
+        error = await _outcome(self.check, limit)
         breaker = self.breaker_state() if self.breaker_state else None
         if error is None and breaker == "open":
             error = "its circuit breaker is open"
@@ -86,8 +86,8 @@ class _Dependency:
 class Health:
     """Collects the checks of one replica. Use from its event loop only.
 
-    The phase begins as `starting`; whoever runs the service sets `serving` and `draining`. Ready reports are kept for `fresh_for`, so a burst of
-    probes costs the dependencies one check.
+    The phase begins as `starting`; whoever runs the service sets `serving` and `draining`. Ready reports are kept for `fresh_for`, so a
+    burst of probes costs the dependencies one check.
     """
 
     def __init__(
@@ -151,16 +151,16 @@ class Health:
         return "degraded" if down else "ready"
 
 
-async def _outcome(check: Check, timeout: timedelta) -> str | None:
+async def _outcome(check: Check, limit: timedelta) -> str | None:
     """None when the check passed, else one line for a person."""
     try:
-        async with asyncio.timeout(timeout.total_seconds()):
+        async with asyncio.timeout(limit.total_seconds()):
             result = check()
             if inspect.isawaitable(result):
                 await result
     except TimeoutError:
-        return f"no answer within {timeout.total_seconds():g} s"
+        return f"no answer within {limit.total_seconds():g} s"
     # A health report is the place where any failure of a check is told, whatever its type.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return redacted_text(f"{type(error).__name__}: {error}")[:300]
     return None

@@ -5,7 +5,7 @@ import logging.handlers
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from opentelemetry import trace
@@ -28,12 +28,13 @@ Event = MutableMapping[str, Any]
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose lines carry everything `bound` holds at the moment of the call. Never raises, never awaits."""
-    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
 
 
 @contextmanager
 def bound(**values: str | int | None) -> Iterator[None]:
-    """Adds `values` (request_id, tenant_id, …) to every log line and span inside the block, tasks started in it included; None is left out."""
+    """Adds `values` (request_id, tenant_id, …) to every log line inside the block, tasks started in it included; None is left out."""
     with structlog.contextvars.bound_contextvars(**{name: value for name, value in values.items() if value is not None}):
         yield
 

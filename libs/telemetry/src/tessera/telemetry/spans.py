@@ -56,7 +56,7 @@ def _exporter(service: str, instance: str, settings: TelemetrySettings) -> SpanE
             folder_maximum_bytes=settings.trace_folder_bytes,
         )
     # Imported only where it is used: it loads protobuf and an HTTP client.
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
     headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
     return OTLPSpanExporter(endpoint=settings.otlp_endpoint, headers=headers, timeout=settings.otlp_timeout_seconds)
@@ -73,8 +73,8 @@ def shutdown_spans() -> None:
 def span(name: str, **attributes: Attribute) -> Iterator[trace.Span]:
     """A span around the block, child of the current one. Attributes that are None are left out.
 
-    Inside `bound(request_id=…)` it carries `tessera.request_id`. An exception marks it as failed with the exception's type (messages may hold
-    content and are not recorded) and goes on. Plain `with`, also in async code.
+    Inside `bound(request_id=…)` it carries `tessera.request_id`. An exception marks it as failed with the exception's type (messages may
+    hold content and are not recorded) and goes on. Plain `with`, also in async code.
     """
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     given = {key: value for key, value in attributes.items() if value is not None}

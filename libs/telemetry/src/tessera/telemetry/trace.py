@@ -1,4 +1,7 @@
-"""`python -m tessera.telemetry.trace ID [--folder F]`: prints the spans of a request id or trace id as a tree, from the span files of all services."""
+"""`python -m tessera.telemetry.trace ID [--folder F]`: prints the spans of a request id or trace id as a tree.
+
+Reads the span files of all services.
+"""
 
 import argparse
 import json
@@ -48,7 +51,7 @@ def _parsed(line: str) -> Iterable[Span]:
 
 
 def tree(spans: Sequence[Span]) -> list[str]:
-    """One line per span: start after the first in ms, duration, service, name, attributes; children indented under their parent, by start time."""
+    """One line per span, by start time: start after the first, duration, service, name, attributes; children indented below parents."""
     known = {span["span_id"] for span in spans}
     children: dict[str | None, list[Span]] = {}
     for span in sorted(spans, key=lambda span: span["start_ns"]):
@@ -101,12 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = report(given.id, given.folder)
     if found is None:
-        print(
-            f"No span of {given.id!r} in {given.folder}: the id is unknown, older than the files kept, or traces go to an OTLP collector.",
-            file=sys.stderr,
+        sys.stderr.write(
+            f"No span of {given.id!r} in {given.folder}: the id is unknown, older than the files kept, or traces go to a collector.\n"
         )
         return 1
-    print(found)
+    sys.stdout.write(f"{found}\n")
     return 0
 
 
