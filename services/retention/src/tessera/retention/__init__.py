@@ -1,0 +1,1 @@
+"""Policies, dry runs, sweeps and archive."""

@@ -1,0 +1,1 @@
+"""Datasets in, verdicts and reports out."""
