@@ -4,7 +4,8 @@
     python deploy/tools/locks.py check         exit 1 where one is stale, unhashed or names a host; needs no network
 
 `requirements.lock` holds everything that development needs; each service, the client and the testkit have one of their
-own, for their image and for testing them alone; `deploy/docker/build.lock` builds wheels. Each begins with a hash of all dependency tables of the workspace.
+own, for their image and for testing them alone; `deploy/docker/build.lock` builds wheels. Each begins with a hash of
+all dependency tables of the workspace.
 """
 
 from __future__ import annotations
