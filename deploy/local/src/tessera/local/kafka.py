@@ -7,8 +7,6 @@ import asyncio
 import base64
 import fcntl
 import os
-import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -22,16 +20,13 @@ from typing import ClassVar
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from tessera.local.errors import LocalError, MissingToolError
+from tessera.local.errors import LocalError
 from tessera.local.folders import RECIPES, cache
 from tessera.local.ports import LOOPBACK, accepts_connections, free_ports, replace_text
 from tessera.local.processes import Command, Server, run_apart
+from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, maven
 
-VERSION = "4.3.1"
-_JAVA_MINIMUM = 17
 _MAVEN_TIMEOUT_SECONDS = 600
-_ALTERNATIVE = "Or use `docker compose up`, or set KAFKA_BOOTSTRAP_SERVERS to the address of a Kafka that is already there."
-
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -77,27 +72,6 @@ class KafkaLimits:
     """A segment is the unit of deletion: small ones keep the disk close to the cap."""
     retention_bytes: int = 64 * 2**20
     """Per partition, for topics that set no cap of their own."""
-
-
-def java() -> str:
-    """Path of a Java 17+; raises MissingToolError with what to install."""
-    candidates = [str(Path(os.environ.get("JAVA_HOME", "")) / "bin" / "java"), shutil.which("java")]
-    found = next((path for path in candidates if path and Path(path).is_absolute() and os.access(path, os.X_OK)), None)
-    if found is None:
-        raise MissingToolError(f"Java is missing: install a Java {_JAVA_MINIMUM}+ runtime. {_ALTERNATIVE}")
-    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(\d+)', told)
-    if version is None or int(version.group(1)) < _JAVA_MINIMUM:
-        raise MissingToolError(f"Java is too old ({told.splitlines()[:1]}): install {_JAVA_MINIMUM} or newer. {_ALTERNATIVE}")
-    return found
-
-
-def maven() -> str:
-    """Path of `mvn`; raises MissingToolError with what to install. Only needed until the jars are cached."""
-    found = shutil.which("mvn")
-    if found is None:
-        raise MissingToolError(f"Maven is missing: install Maven 3.8+ (it fetches Kafka {VERSION}). {_ALTERNATIVE}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -156,7 +130,7 @@ class KafkaDistribution:
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_MAVEN_TIMEOUT_SECONDS)
             if done.returncode != 0:
-                raise LocalError(f"Maven could not fetch Kafka {VERSION}. {_ALTERNATIVE}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+                raise LocalError(f"Maven could not fetch Kafka {KAFKA_VERSION}. {ALTERNATIVE}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
             target.rename(self.jars)
 
     def _build_archive(self) -> None:
@@ -176,7 +150,7 @@ class KafkaDistribution:
 
 def cached_distribution() -> KafkaDistribution:
     """The distribution in the cache of this checkout; `ensure` completes it."""
-    return KafkaDistribution(cache() / f"kafka-{VERSION}")
+    return KafkaDistribution(cache() / f"kafka-{KAFKA_VERSION}")
 
 
 class Kafka(Server):

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.record is not None:
         record(options.record)
     _die_with_parent(parent, options.death_signal)
+    if options.environment is not None:
+        os.environ.update(json.loads(options.environment.read_text()))
     os.chdir(options.cwd)
     program = [*_as_user(options.user, options.death_signal, options.traverse), *options.program]
     os.execvp(program[0], program)  # noqa: S606 - the caller names the program
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--user")
     parser.add_argument("--traverse", action="store_true", help="let the user pass folders that only root may enter")
     parser.add_argument("--cwd", default=".")
+    parser.add_argument("--environment", type=Path, help="JSON object of variables to set; keeps secrets out of the argument list")
     parser.add_argument("program", nargs="+")
     return parser
 

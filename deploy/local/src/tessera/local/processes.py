@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +21,6 @@ from tessera.local.errors import LocalError, NotReadyError
 _SAME_START_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
-_STARTS = 20
 # Linux ends a child when the *thread* that started it ends: one thread that lives as long as the process starts them all.
 _SPAWNER = ThreadPoolExecutor(1, "spawner")
 
@@ -45,13 +43,17 @@ class Command:
     """Runs as this user when started by root."""
     traverse: bool = False
     """The user may pass folders that only root may enter (a checkout under /root)."""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Path | None = None
+    """JSON object of variables for the process."""
+    outlives: bool = False
+    """Goes on when the process that started it ends."""
 
     def launched(self) -> list[str]:
         """The argument list that goes through `tessera.local.launch`."""
-        options = ["--cwd", str(self.cwd), "--death-signal", self.stop_signal.name.removeprefix("SIG")]
+        options = ["--cwd", str(self.cwd)]
+        options += [] if self.outlives else ["--death-signal", self.stop_signal.name.removeprefix("SIG")]
         options += [word for port in self.ports for word in ("--port", str(port))]
-        named = {"--lock": self.lock, "--record": self.record, "--user": self.user}
+        named = {"--lock": self.lock, "--record": self.record, "--user": self.user, "--environment": self.environment}
         options += [word for name, value in named.items() if value is not None for word in (name, str(value))]
         options += ["--traverse"] if self.traverse else []
         return [sys.executable, "-m", "tessera.local.launch", *options, "--", *self.program]
@@ -97,6 +99,8 @@ class Server(ABC):
 
     name: ClassVar[str]
     grace_seconds: ClassVar[float] = 12
+    starts_allowed: ClassVar[int] = 20
+    """How often `wait_ready` launches one that ends while starting."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -140,11 +144,12 @@ class Server(ABC):
         deadline = time.monotonic() + timeout_seconds
         starts = 1
         while not self.answers():
-            if self.pid is None:
+            ended = self.pid is None
+            if time.monotonic() > deadline or (ended and starts >= self.starts_allowed):
+                raise NotReadyError(f"{self.name} did not become ready; its last lines:\n{last_lines(self.log)}")
+            if ended:
                 starts += 1
                 self._launch()
-            if time.monotonic() > deadline or starts > _STARTS:
-                raise NotReadyError(f"{self.name} did not become ready; its last lines:\n{last_lines(self.log)}")
             time.sleep(_POLL_SECONDS * starts)
 
     def stop(self) -> None:
@@ -176,10 +181,9 @@ def spawn(command: Command, log: Path) -> subprocess.Popen[bytes]:
 
     A session of its own keeps a terminal's Ctrl-C away from it: whoever owns the stack stops it in order.
     """
-    environment = {**os.environ, **command.environment}
     with log.open("ab") as output:
         return subprocess.Popen(
-            command.launched(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command.launched(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
 
 

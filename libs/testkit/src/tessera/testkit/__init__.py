@@ -1,6 +1,8 @@
 """Fakes, clocks and the stack for tests; never imported outside tests."""
 
+from tessera.testkit.databases import PostgresDatabase, new_database
 from tessera.testkit.events import CloudEvent, CloudEventProducer, CloudEventReader, Written, create_topics, unique_kafka_prefix
+from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
 from tessera.testkit.waiting import eventually, eventually_blocking
 
@@ -8,10 +10,13 @@ __all__ = [
     "CloudEvent",
     "CloudEventProducer",
     "CloudEventReader",
+    "PostgresDatabase",
+    "ServiceProcess",
     "Stack",
     "Written",
     "create_topics",
     "eventually",
     "eventually_blocking",
+    "new_database",
     "unique_kafka_prefix",
 ]

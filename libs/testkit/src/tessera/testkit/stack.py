@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 
 from tessera.local.errors import LocalError, MissingToolError
-from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution, java, kafka_answers
+from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution, kafka_answers
 from tessera.local.launch import record
 from tessera.local.ports import free_ports
 from tessera.local.postgres import Postgres, binaries, postgres_answers
 from tessera.local.processes import Server, recorded
 from tessera.local.redis import Redis, program, redis_answers
+from tessera.local.tools import java
 from tessera.testkit import containers
 
 _PREFIX = "tessera-test-"

@@ -1,0 +1,43 @@
+# Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run setup stop status logs env trace tour clean doctor
+
+# The newest suitable Python, for making the environment; everything else runs inside .venv.
+SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
+BIN := .venv/bin
+LOCAL := $(BIN)/tessera-local
+SETUP = $(if $(SYSTEM_PYTHON),PYTHONPATH=deploy/local/src $(SYSTEM_PYTHON) -m tessera.local.setup,@echo "Python 3.11 or newer is missing: install it (on Debian: python3 python3-venv). Or use \`docker compose up\`." >&2; exit 1;)
+
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$", $$2); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup ## Start everything (Kafka, Postgres, Redis, six services), then go on the tour; leaves it running
+	@$(LOCAL) run
+
+setup: ## Make or renew the Python environment from the lock file (part of run and test)
+	@$(SETUP)
+
+doctor: ## Say what this machine is missing, and the alternative
+	@$(SETUP) --doctor
+
+stop: ## Stop everything; data stays
+	@$(LOCAL) stop
+
+status: ## Show every process, where it listens and whether it is ready
+	@$(LOCAL) status
+
+logs: ## Follow the logs (SERVICE=memory for one)
+	@$(LOCAL) logs $(SERVICE)
+
+env: ## Print shell exports for clients: eval "$$(make -s env)"
+	@$(LOCAL) env
+
+trace: ## Print the tree of spans of a request (ID=...)
+	@$(if $(ID),,echo 'Say which: make trace ID=<request id or trace id>' >&2; exit 2;) TESSERA_HOME=$${TESSERA_HOME:-.tessera} $(BIN)/python -m tessera.telemetry.trace $(ID)
+
+tour: ## Go on the tour again; the platform must run
+	@$(LOCAL) tour
+
+clean: ## Stop and delete data, logs and secrets (ALL=yes: downloads too)
+	@if [ -x $(LOCAL) ]; then $(LOCAL) clean $(if $(ALL),all); fi

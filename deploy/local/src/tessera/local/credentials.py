@@ -1,0 +1,24 @@
+"""Secrets of one checkout, made at the first run and kept in its state folder for the owner alone."""
+
+import json
+import secrets
+from pathlib import Path
+
+from tessera.local.ports import replace_text
+
+_BYTES = 24
+
+
+class Credentials:
+    """Named random secrets in one file (mode 0600); a name that is asked for the first time gets one."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+
+    def __getitem__(self, name: str) -> str:
+        """The secret of this name; it contains only letters and digits, so that it fits every URL and configuration file."""
+        if name not in self._known:
+            self._known[name] = secrets.token_hex(_BYTES)
+            replace_text(self._file, json.dumps(self._known, indent=2) + "\n", mode=0o600)
+        return self._known[name]
