@@ -1,0 +1,1 @@
+"""Encodings, token budgets and the content-addressed vocabulary."""

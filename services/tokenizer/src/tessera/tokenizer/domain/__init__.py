@@ -1,0 +1,1 @@
+"""Pure rules: what a composition is, and how a prompt is counted."""
