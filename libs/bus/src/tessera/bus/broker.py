@@ -1,0 +1,129 @@
+"""FastStream set up so that it loses nothing (rules of the log, 10).
+
+It runs the consumers and gives the raw batches; committing, retrying and acknowledging are ours. Facts behind each setting: FastStream's own
+policies commit on errors or commit all partitions at once, its decoding costs more than the whole rest, and an exception in a handler is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from faststream.kafka import KafkaBroker
+from faststream.kafka import TopicPartition as DeclaredPartition
+from faststream.message import StreamMessage
+from faststream.middlewares import AckPolicy
+
+from tessera.bus.settings import KafkaSettings
+
+Receive = Callable[[tuple[ConsumerRecord[bytes, bytes], ...]], Awaitable[None]]
+_POLL_SECONDS: Final = 1.0
+
+
+class PatientConsumer(AIOKafkaConsumer):
+    """Waits for records itself: FastStream's batch loop sleeps as long as it waited whenever a poll came back empty."""
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        """As in aiokafka, waiting up to a second; returns at once when records are there."""
+        return await super().getmany(*partitions, timeout_ms=max(timeout_ms, int(_POLL_SECONDS * 1000)), max_records=max_records)
+
+
+class PatientBroker(KafkaBroker):
+    """A FastStream broker that only consumes, with PatientConsumers connected as our settings say."""
+
+    def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
+        super().__init__(
+            kafka.bootstrap_servers, apply_types=False, allow_auto_create_topics=False, consumer_only=True, logger=None, graceful_timeout=1.0
+        )
+        self._connection_options = kafka.connection(client_id)
+
+    async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
+        await super()._connect()
+        self.config.broker_config.builder = self._consumer
+        return self._consumer
+
+    def _consumer(self, **options: Any) -> AIOKafkaConsumer:
+        return PatientConsumer(**{**options, **self._connection_options})
+
+
+class Feed:
+    """One running FastStream subscriber and its aiokafka consumer."""
+
+    def __init__(self, broker: PatientBroker, subscriber: Any) -> None:
+        self._broker = broker
+        self._subscriber = subscriber
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer:
+        """The consumer. Raises RuntimeError before the start."""
+        consumer: AIOKafkaConsumer | None = self._subscriber.consumer
+        if consumer is None:
+            raise RuntimeError("the feed is not running")
+        return consumer
+
+    async def start(self) -> None:
+        """Connects and begins to hand over batches."""
+        await self._broker.start()
+
+    async def stop(self) -> None:
+        """Ends fetching and leaves the group."""
+        await self._broker.stop()
+
+
+def group_feed(
+    kafka: KafkaSettings, client_id: str, group: str, topics: tuple[str, ...], pattern: str | None, listener: ConsumerRebalanceListener, receive: Receive
+) -> Feed:
+    """A feed in consumer group `group` over `topics` or `pattern` (names on the cluster)."""
+    return _feed(
+        kafka,
+        client_id,
+        receive,
+        topics,
+        group_id=kafka.physical(group),
+        pattern=pattern,
+        listener=listener,
+        auto_offset_reset="earliest",
+        heartbeat_interval_ms=kafka.heartbeat_milliseconds,
+        session_timeout_ms=int(kafka.session_timeout_seconds * 1000),
+        rebalance_timeout_ms=int(kafka.rebalance_timeout_seconds * 1000),
+        max_records=max(500, kafka.batch_records),
+    )
+
+
+def partition_feed(kafka: KafkaSettings, client_id: str, topic: str, partitions: tuple[int, ...], *, from_beginning: bool, receive: Receive) -> Feed:
+    """A feed of exactly these partitions of one topic, outside groups."""
+    return _feed(
+        kafka,
+        client_id,
+        receive,
+        (),
+        partitions=[DeclaredPartition(kafka.physical(topic), number) for number in partitions],
+        auto_offset_reset="earliest" if from_beginning else "latest",
+        max_records=500,
+    )
+
+
+def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:
+    broker = PatientBroker(kafka, client_id)
+    subscriber = broker.subscriber(
+        *topics,
+        batch=True,
+        batch_timeout_ms=1,
+        ack_policy=AckPolicy.MANUAL,
+        decoder=_undecoded,
+        fetch_max_wait_ms=kafka.fetch_max_wait_milliseconds,
+        **options,
+    )
+
+    @subscriber
+    async def hand_over(message: StreamMessage[tuple[ConsumerRecord[bytes, bytes], ...]]) -> None:
+        await receive(message.raw_message)
+
+    return Feed(broker, subscriber)
+
+
+async def _undecoded(message: Any) -> Any:
+    return message

@@ -1,0 +1,178 @@
+"""The bus of one process: consumers, producer, outbox relay, requests and tables behind one face."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TypeVar
+
+from tessera.bus import outbox
+from tessera.bus.codec import Envelope, encode
+from tessera.bus.consumer import Consumer, Surroundings
+from tessera.bus.events import Origin, Position, Received
+from tessera.bus.outbox import OutboxRow
+from tessera.bus.publisher import Publisher
+from tessera.bus.relay import Relay
+from tessera.bus.requests import Requests
+from tessera.bus.settings import ServiceSettings
+from tessera.bus.tables import Table
+from tessera.bus.topics import TopicDirectory
+from tessera.bus.transaction import Transaction, source_of
+from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import consumed_by, topic_of
+from tessera.contracts.errors import FatalError, RetryableError
+from tessera.contracts.ids import uuid7
+from tessera.storage import Database
+from tessera.telemetry import current_traceparent, span
+
+D = TypeVar("D", bound=EventData)
+
+
+class Bus:
+    """What a service talks through. Register consumers and tables first; the runtime starts and stops it."""
+
+    def __init__(self, settings: ServiceSettings, database: Database | None, *, on_fatal: Callable[[FatalError], None]) -> None:
+        self.settings = settings
+        self.database = database
+        client_id = f"{settings.service}-{settings.instance}"
+        self._publisher = Publisher(settings.kafka, client_id)
+        self._directory = TopicDirectory(settings.kafka, client_id)
+        self._around = Surroundings(
+            settings.service, settings.instance, settings.kafka, database, self._publisher, settings.drain, on_fatal
+        )
+        self._consumers: dict[str, Consumer] = {}
+        self._tables: list[Table] = []
+        self._requests: Requests | None = None
+        self._relay = Relay(settings, database, self._publisher, self._directory) if database is not None else None
+
+    # --- consuming --------------------------------------------------------------------------------------------------------------------------
+    def consumer(self, traffic_class: str) -> Consumer:
+        """The consumer of one traffic class (chat, ingestion, bulk): group `<service>.<class>`. The same object on every call."""
+        if traffic_class not in self._consumers:
+            self._consumers[traffic_class] = Consumer(traffic_class, self._around)
+        return self._consumers[traffic_class]
+
+    @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """All consumers asked for so far."""
+        return tuple(self._consumers.values())
+
+    def table(self, event_class: type[D], on_change: Callable[[Received[D]], Awaitable[None] | None]) -> Table:
+        """Reads the topic of `event_class` from its beginning, outside groups, and calls `on_change` for each event, in order.
+
+        Every replica reads everything. Events of other classes on the topic are passed over.
+        """
+        table = Table(self.settings.kafka, self._client_id(f"table-{topic_of(event_class).name}"), event_class, on_change)
+        self._tables.append(table)
+        return table
+
+    def feed(self, event_class: type[D], on_event: Callable[[Received[D]], Awaitable[None] | None]) -> Table:
+        """Like `table`, but only what comes from now on (commands to every replica)."""
+        table = Table(self.settings.kafka, self._client_id(f"feed-{topic_of(event_class).name}"), event_class, on_event, from_beginning=False)
+        self._tables.append(table)
+        return table
+
+    @property
+    def requests(self) -> Requests:
+        """Asking and streaming over the reply topic. The first use makes this process read a reply partition, so use it before the start."""
+        if self._requests is None:
+            self._requests = Requests(self.settings, self._publisher, self._client_id("replies"))
+        return self._requests
+
+    # --- publishing -------------------------------------------------------------------------------------------------------------------------
+    async def publish(
+        self,
+        data: EventData,
+        *,
+        tenant_id: str,
+        id: str | None = None,
+        key: bytes | None = None,
+        partition: int | None = None,
+        subject_id: str | None = None,
+        request_id: str | None = None,
+        deadline: datetime | None = None,
+        correlation_id: str | None = None,
+        sequence: int | None = None,
+        topic: str | None = None,
+    ) -> Position:
+        """Publishes now and returns where, when all in-sync replicas have it. `topic` names a tenant's own topic instead of the catalogue's.
+
+        Without `id` a new UUIDv7; without `key` the id. Raises RetryableError when Kafka does not answer, InvalidError `event_too_large`.
+        """
+        target = topic or topic_of(type(data)).name
+        with span(f"publish {data.event_type}"):
+            envelope = Envelope(
+                id=id or str(uuid7()),
+                source=source_of(self.settings.service),
+                tenant_id=tenant_id,
+                subject_id=subject_id,
+                request_id=request_id,
+                deadline=deadline,
+                traceparent=current_traceparent(),
+                sequence=sequence,
+                correlation_id=correlation_id,
+            )
+            return await self._publisher.publish(target, encode(data, envelope), key=key or envelope.id.encode(), partition=partition)
+
+    @asynccontextmanager
+    async def transaction(self, origin: Origin) -> AsyncIterator[Transaction]:
+        """One Postgres transaction for a worker or job: state and outgoing events commit together when the block ends.
+
+        Raises what `Database.transaction` raises, and FatalError when the service has no Postgres.
+        """
+        if self.database is None:
+            raise FatalError(f"{self.settings.service} has no Postgres")
+        async with self.database.transaction() as connection:
+            rows: list[OutboxRow] = []
+            yield Transaction(connection, origin, self.settings.service, rows)
+            await outbox.write(connection, rows)
+
+    async def ensure_tenant_topics(self, tenant_id: str) -> None:
+        """Makes the topics that belong to one tenant. Safe to repeat. Raises RetryableError when Kafka does not answer."""
+        await self._directory.ensure_tenant(tenant_id)
+
+    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    async def connect(self) -> None:
+        """Connects the producer and looks for the topics. May be repeated. Raises RetryableError while no broker answers or topics are missing."""
+        await self._publisher.start()
+        await self._directory.start()
+        missing = [topic.name for topic in consumed_by(self.settings.service) if not await self._directory.exists(topic.name)]
+        if missing:
+            raise RetryableError(f"topics are missing ({', '.join(missing)}): run python -m tessera.bus.topics", code="topics_missing")
+
+    async def start(self) -> None:
+        """Starts everything registered, after `connect`."""
+        if self._requests is not None:
+            await self._requests.start()
+        await asyncio.gather(*(table.start() for table in self._tables))
+        if self._relay is not None:
+            self._relay.start()
+        await asyncio.gather(*(consumer.start() for consumer in self._consumers.values()))
+
+    async def drain(self) -> None:
+        """Stops taking events, finishes what is in hand, commits and leaves the groups. Publishing still works."""
+        await asyncio.gather(*(consumer.stop() for consumer in self._consumers.values()))
+
+    async def stop(self) -> None:
+        """Stops everything else; what the relay had not sent yet stays in the outbox for the next one."""
+        if self._relay is not None:
+            await self._relay.stop()
+        await asyncio.gather(*(table.stop() for table in self._tables))
+        if self._requests is not None:
+            await self._requests.stop()
+        await self._directory.stop()
+        await self._publisher.stop()
+
+    async def check_kafka(self) -> None:
+        """Raises when no broker answers."""
+        await self._publisher.ping()
+
+    def check_live(self) -> None:
+        """Raises when a loop no longer turns."""
+        for consumer in self._consumers.values():
+            consumer.check_live()
+
+    def _client_id(self, part: str) -> str:
+        return f"{self.settings.service}-{part}-{self.settings.instance}"

@@ -1,0 +1,242 @@
+"""CloudEvents 1.0 in Kafka's binary mode: attributes as `ce_*` headers, the value is the JSON of the data.
+
+Source: CloudEvents Kafka Protocol Binding 1.0.2 §3.2, JSON event format. This is the one step at which content will be sealed and opened; for
+now it is the identity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar
+
+from aiokafka import ConsumerRecord
+from pydantic import ValidationError
+
+from tessera.bus.events import Received
+from tessera.contracts.base import MAXIMUM_EVENT_BYTES, EventData
+from tessera.contracts.catalogue import Topic, tenant_of_topic
+from tessera.contracts.errors import InvalidError
+from tessera.contracts.ids import identity_digest
+
+Headers = Sequence[tuple[str, bytes]]
+D = TypeVar("D", bound=EventData)
+
+SPECIFICATION_VERSION: Final = "1.0"
+CONTENT_TYPE: Final = "application/json"
+_PREFIX: Final = "ce_"
+_MAXIMUM_ATTRIBUTE_BYTES: Final = 2_048
+_MAXIMUM_FRAMED_BYTES: Final = MAXIMUM_EVENT_BYTES + 64 * 1024
+INGESTION: Final = "ingest"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The attributes of an event that is about to be written."""
+
+    id: str
+    source: str
+    tenant_id: str
+    subject_id: str | None = None
+    request_id: str | None = None
+    deadline: datetime | None = None
+    traceparent: str | None = None
+    sequence: int | None = None
+    correlation_id: str | None = None
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One record, ready to be sent or stored."""
+
+    headers: list[tuple[str, bytes]]
+    value: bytes
+
+
+def encode(data: EventData, envelope: Envelope) -> Encoded:
+    """The record of `data`. Raises InvalidError `event_too_large` above 900 KiB (rules of the log, 7)."""
+    value = data.model_dump_json(exclude_none=True).encode()
+    if len(value) > MAXIMUM_EVENT_BYTES:
+        raise InvalidError("event_too_large", f"The event has {len(value)} bytes; at most {MAXIMUM_EVENT_BYTES} are allowed.")
+    return Encoded(_headers(data.event_type, envelope), value)
+
+
+def _headers(event_type: str, envelope: Envelope) -> list[tuple[str, bytes]]:
+    attributes = {
+        "specversion": SPECIFICATION_VERSION,
+        "id": envelope.id,
+        "source": envelope.source,
+        "type": event_type,
+        "time": rfc3339(envelope.time),
+        "tenantid": envelope.tenant_id,
+        "subjectid": envelope.subject_id,
+        "requestid": envelope.request_id,
+        "deadline": rfc3339(envelope.deadline) if envelope.deadline else None,
+        "traceparent": envelope.traceparent,
+        "sequence": str(envelope.sequence) if envelope.sequence is not None else None,
+        "correlationid": envelope.correlation_id,
+    }
+    given = [(_PREFIX + name, value.encode()) for name, value in attributes.items() if value is not None]
+    return [*given, ("content-type", CONTENT_TYPE.encode())]
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC as RFC 3339 has it."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def attributes_of(headers: Headers) -> dict[str, str]:
+    """The CloudEvents attributes among `headers`, whatever their worth; broken UTF-8 is replaced. Never raises."""
+    return {name[len(_PREFIX) :].lower(): (value or b"").decode(errors="replace") for name, value in headers if name.lower().startswith(_PREFIX)}
+
+
+def decode(record: ConsumerRecord[bytes, bytes], topic: Topic, name: str) -> Received[EventData]:
+    """The event in a record of `topic`, validated.
+
+    `name` is the topic's name without an operator's prefix. Events from ingestion are read closed, others open (rules of the log, 5). Raises
+    InvalidError with one of the codes `event_too_large`, `attribute_missing`, `attribute_invalid`, `specversion_unsupported`,
+    `content_type_unsupported`, `event_type_unknown`, `tenant_missing`, `tenant_invalid`, `tenant_mismatch`, `data_malformed`, `data_invalid`.
+    """
+    _check_size(record)
+    attributes = attributes_of(record.headers)
+    event_class = _event_class(attributes, topic, record.headers)
+    tenant_id = tenant_of(attributes, name)
+    identifier, source = _required(attributes, "id"), _required(attributes, "source")
+    return Received(
+        data=_data(record.value, event_class, closed=topic.name == INGESTION),
+        id=identifier,
+        source=source,
+        type=attributes["type"],
+        time=_moment(attributes, "time") or datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        tenant_id=tenant_id,
+        subject_id=_optional(attributes, "subjectid"),
+        request_id=_optional(attributes, "requestid"),
+        deadline=_moment(attributes, "deadline"),
+        traceparent=_optional(attributes, "traceparent"),
+        sequence=_sequence(attributes),
+        correlation_id=_optional(attributes, "correlationid"),
+        key=record.key,
+        topic=name,
+        partition=record.partition,
+        offset=record.offset,
+        digest=identity_digest(tenant_id, source, identifier),
+    )
+
+
+def tenant_of(attributes: Mapping[str, str], name: str) -> str:
+    """The tenant of a record on topic `name`: the topic's own, else the believed `tenantid` header (rules of the log, 2).
+
+    Raises InvalidError `tenant_mismatch`, `tenant_missing` or `tenant_invalid`.
+    """
+    owner, claimed = tenant_of_topic(name), attributes.get("tenantid")
+    if owner is not None and claimed not in (None, owner):
+        raise InvalidError("tenant_mismatch", f"The topic {name!r} belongs to another tenant than the tenantid attribute says.", "tenantid")
+    tenant_id = owner or claimed
+    if not tenant_id:
+        raise InvalidError("tenant_missing", "An event on a shared topic needs the attribute tenantid.", "tenantid")
+    if not is_tenant_id(tenant_id):
+        raise InvalidError("tenant_invalid", "The attribute tenantid is not a tenant's id.", "tenantid")
+    return tenant_id
+
+
+def is_tenant_id(value: str) -> bool:
+    """Whether `value` has the form of a tenant's id (it may still be unknown)."""
+    return 0 < len(value) <= 63 and value[0] in _FIRST and all(character in _FURTHER for character in value)
+
+
+_FIRST: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_FURTHER: Final = _FIRST | frozenset("_-")
+
+
+def _check_size(record: ConsumerRecord[bytes, bytes]) -> None:
+    size = len(record.value or b"")
+    framed = size + len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
+    if size > MAXIMUM_EVENT_BYTES or framed > _MAXIMUM_FRAMED_BYTES:
+        raise InvalidError("event_too_large", f"The event has {size} bytes of data; at most {MAXIMUM_EVENT_BYTES} are allowed.")
+
+
+def _event_class(attributes: Mapping[str, str], topic: Topic, headers: Headers) -> type[EventData]:
+    if _required(attributes, "specversion") != SPECIFICATION_VERSION:
+        raise InvalidError("specversion_unsupported", "Only CloudEvents 1.0 is read.", "specversion")
+    _check_content_type(headers)
+    wanted = _required(attributes, "type")
+    found = next((event for event in topic.event_types if event.event_type == wanted), None)
+    if found is None:
+        known = ", ".join(event.event_type for event in topic.event_types)
+        raise InvalidError("event_type_unknown", f"The topic carries {known}; not the type that the event names.", "type")
+    return found
+
+
+def _check_content_type(headers: Headers) -> None:
+    given = next((value for name, value in headers if name.lower() == "content-type"), None)
+    media_type = (given or CONTENT_TYPE.encode()).decode(errors="replace").split(";", 1)[0].strip().lower()
+    if media_type != CONTENT_TYPE:
+        raise InvalidError("content_type_unsupported", f"Data must be {CONTENT_TYPE}, in CloudEvents' binary mode.", "datacontenttype")
+
+
+def _required(attributes: Mapping[str, str], name: str) -> str:
+    value = _optional(attributes, name)
+    if not value:
+        raise InvalidError("attribute_missing", f"The header ce_{name} is missing.", name)
+    return value
+
+
+def _optional(attributes: Mapping[str, str], name: str) -> str | None:
+    value = attributes.get(name)
+    if value is None:
+        return None
+    if len(value.encode()) > _MAXIMUM_ATTRIBUTE_BYTES or "\x00" in value or "�" in value:
+        raise InvalidError("attribute_invalid", f"The attribute {name} is too long or no clean UTF-8.", name)
+    return value
+
+
+def _moment(attributes: Mapping[str, str], name: str) -> datetime | None:
+    value = _optional(attributes, name)
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise InvalidError("attribute_invalid", f"The attribute {name} is not an RFC 3339 moment.", name) from None
+    if moment.tzinfo is None:
+        raise InvalidError("attribute_invalid", f"The attribute {name} has no time zone.", name)
+    return moment
+
+
+def _sequence(attributes: Mapping[str, str]) -> int | None:
+    value = _optional(attributes, "sequence")
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise InvalidError("attribute_invalid", "The attribute sequence is not a whole number from 0.", "sequence")
+    return int(value)
+
+
+def _data(value: bytes | None, event_class: type[D], *, closed: bool) -> D:
+    if not value:
+        raise InvalidError("data_malformed", "The event has no data.")
+    try:
+        return event_class.model_validate_json(value, extra="forbid" if closed else "ignore")
+    except ValidationError as error:
+        raise _as_invalid(error) from None
+
+
+def _as_invalid(error: ValidationError) -> InvalidError:
+    """The first fault, without the offending value: refusals must not carry content."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidError("data_malformed", f"The data is no JSON: {first['msg']}.")
+    path = ".".join(str(part) for part in first["loc"])[:256] or None
+    more = f" ({error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+    return InvalidError("data_invalid", f"{path or 'data'}: {first['msg']}{more}.", path)
+
+
+def loose_data(value: bytes | None) -> Any:
+    """The JSON of a value that need not be valid; None where there is none. Never raises."""
+    try:
+        return json.loads(value or b"null")
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,217 @@
+"""One consumer group of a service: one traffic class, all its topics, dispatch by event type.
+
+A backlog, a pause or a rebalance of one class never stalls another (rules of the log, 12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import Final, TypeVar
+
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+
+from tessera.bus.broker import Feed, group_feed
+from tessera.bus.emitting import Emitter
+from tessera.bus.events import Received
+from tessera.bus.partitions import Assignment, Gate, PartitionLoop
+from tessera.bus.publisher import Publisher
+from tessera.bus.registry import Registration, Registry
+from tessera.bus.settings import KafkaSettings
+from tessera.bus.stateless import Bench, StatelessLoop
+from tessera.bus.transaction import Transaction
+from tessera.bus.transactional import TransactionalLoop, Workshop
+from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import Mode, Topic, TrafficClass, catalogued, consumer_group
+from tessera.contracts.errors import FatalError, RetryableError
+from tessera.contracts.events import ConsumerStatus
+from tessera.storage import Database
+from tessera.telemetry import get_logger, metrics
+
+D = TypeVar("D", bound=EventData)
+OnTransaction = Callable[[Received[D], Transaction], Awaitable[None]]
+OnEvent = Callable[[Received[D], Emitter], Awaitable[None]]
+
+_STALLED_AFTER: Final = timedelta(seconds=60)
+_TENANT_PATTERN: Final = "[a-z0-9][a-z0-9_-]*"
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a consumer needs of its process."""
+
+    service: str
+    instance: str
+    kafka: KafkaSettings
+    database: Database | None
+    publisher: Publisher
+    drain: timedelta
+    on_fatal: Callable[[FatalError], None]
+
+
+class Consumer:
+    """The handlers of one traffic class, and the loops that call them. Made by `Bus.consumer`; started by the bus."""
+
+    def __init__(self, name: str, surroundings: Surroundings) -> None:
+        self.name = name
+        self._around = surroundings
+        self._registry = Registry(surroundings.service, TrafficClass(name))
+        self._group = consumer_group(surroundings.service, name)
+        self._gate = Gate()
+        self._loops: dict[TopicPartition, PartitionLoop] = {}
+        self._feed: Feed | None = None
+        self._bench = Bench(
+            surroundings.service,
+            surroundings.publisher,
+            self._registry,
+            asyncio.Semaphore(surroundings.kafka.window),
+            timedelta(milliseconds=surroundings.kafka.commit_milliseconds),
+        )
+        self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
+
+    # --- registration -----------------------------------------------------------------------------------------------------------------------
+    def transactional(self, event_class: type[D]) -> Callable[[OnTransaction[D]], OnTransaction[D]]:
+        """Registers a handler whose effect commits with inbox, outbox and position. Raises ValueError if the catalogue says otherwise."""
+        return self._registering(event_class, Mode.TRANSACTIONAL)
+
+    def idempotent(self, event_class: type[D]) -> Callable[[OnEvent[D]], OnEvent[D]]:
+        """Registers a handler that may be repeated: natural keys, derived ids. Raises ValueError if the catalogue says otherwise."""
+        return self._registering(event_class, Mode.IDEMPOTENT)
+
+    def replying(self, event_class: type[D]) -> Callable[[OnEvent[D]], OnEvent[D]]:
+        """Registers a handler that answers a request or passes it on. Raises ValueError if the catalogue says otherwise."""
+        return self._registering(event_class, Mode.REPLY)
+
+    def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[D], D]:  # type: ignore[type-var]
+        def register(handler):  # type: ignore[no-untyped-def]
+            self._registry.add(Registration(event_class, mode, handler))
+            return handler
+
+        return register
+
+    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Joins the group. Returns when partitions are assigned. Raises ValueError when a type on a topic has no handler."""
+        topics = self._registry.topics()
+        if any(self._mode(topic) is Mode.TRANSACTIONAL for topic in topics) and self._around.database is None:
+            raise ValueError(f"{self._group} has transactional handlers but the service has no Postgres")
+        names, pattern = self._subscription(topics)
+        client_id = f"{self._around.service}-{self.name}-{self._around.instance}"
+        self._feed = group_feed(self._around.kafka, client_id, self._group, names, pattern, _Listener(self), self._receive)
+        await self._feed.start()
+
+    async def stop(self) -> None:
+        """Drains every partition, commits, leaves the group. Returns within the drain deadline plus the time to disconnect."""
+        await self._release(list(self._loops))
+        if self._feed is not None:
+            await self._feed.stop()
+
+    def pause(self) -> None:
+        """Takes nothing further until `resume`; what is in hand goes on."""
+        self._gate.close()
+
+    def resume(self) -> None:
+        """Takes up work again."""
+        self._gate.open()
+
+    def check_live(self) -> None:
+        """Raises RetryableError when work has been waiting without progress, neither paused nor backing off."""
+        stalled = [str(partition) for partition, loop in self._loops.items() if loop.stalled_for() > _STALLED_AFTER]
+        if stalled:
+            raise RetryableError(f"no progress on {', '.join(stalled)}", code="consumer_stalled")
+
+    def status(self) -> ConsumerStatus:
+        """What this consumer does now."""
+        return ConsumerStatus(name=self.name, state=self._state(), partitions=len(self._loops), lag=sum(map(self._lag, self._loops)))
+
+    def _state(self) -> str:
+        if self._feed is None:
+            return "stopped"
+        if self._gate.closed:
+            return "paused"
+        return "backing_off" if any(loop.state == "backing_off" for loop in self._loops.values()) else "running"
+
+    def _lag(self, partition: TopicPartition) -> int:
+        """Records that the broker has and no handler has finished, as far as the last fetch knew."""
+        if self._feed is None or partition not in self._feed.consumer.assignment():
+            return 0
+        loop = self._loops[partition]
+        end, position = self._feed.consumer.highwater(partition), loop.position
+        lag = max(0, end - position) if end is not None and position is not None else loop.waiting
+        metrics.BUS_LAG.labels(consumer=self._group, topic=self._topic(partition).name, partition=str(partition.partition)).set(lag)
+        return lag
+
+    # --- plumbing ---------------------------------------------------------------------------------------------------------------------------
+    def _subscription(self, topics: Iterable[Topic]) -> tuple[tuple[str, ...], str | None]:
+        """Names, or one pattern where tenants have topics of their own: a new tenant's is found at the next refresh of the metadata."""
+        kafka = self._around.kafka
+        topics = list(topics)
+        if not any(topic.per_tenant for topic in topics):
+            return tuple(kafka.physical(topic.name) for topic in topics), None
+        choices = [choice for topic in topics for choice in self._choices(topic)]
+        return (), f"^{re.escape(kafka.topic_prefix)}({'|'.join(choices)})$"
+
+    def _choices(self, topic: Topic) -> list[str]:
+        escaped = re.escape(topic.name)
+        if not topic.per_tenant:
+            return [escaped]
+        return [f"{escaped}\\.{_TENANT_PATTERN}", *([escaped] if self._around.kafka.shared_ingest else [])]
+
+    def _topic(self, partition: TopicPartition) -> Topic:
+        return catalogued(self._around.kafka.logical(partition.topic))
+
+    def _mode(self, topic: Topic) -> Mode:
+        consumer = topic.consumer(self._around.service)
+        if consumer is None:
+            raise ValueError(f"{self._around.service} does not read {topic.name}")
+        return consumer.mode
+
+    async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+        for (topic, number), group in groupby(records, key=lambda record: (record.topic, record.partition)):
+            loop = self._loops.get(TopicPartition(topic, number))
+            if loop is not None:
+                loop.offer(group)
+
+    async def _assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """Begins a loop per partition. Never raises: what may fail is repeated inside the loop."""
+        for partition in partitions:
+            if partition not in self._loops:
+                self._loops[partition] = self._loop(partition)
+                self._loops[partition].start()
+
+    async def _release(self, partitions: Iterable[TopicPartition]) -> None:
+        """Finishes what is in hand on these partitions and commits, before anybody else gets them."""
+        closing = [self._loops[partition] for partition in partitions if partition in self._loops]
+        await asyncio.gather(*(loop.close(self._around.drain) for loop in closing))
+        for loop in closing:
+            self._loops.pop(loop.assignment.partition, None)
+
+    def _loop(self, partition: TopicPartition) -> PartitionLoop:
+        if self._feed is None:
+            raise RuntimeError("the consumer is not running")
+        topic = self._topic(partition)
+        name = self._around.kafka.logical(partition.topic)
+        assignment = Assignment(self._feed.consumer, partition, topic, name, self._group)
+        if self._mode(topic) is Mode.TRANSACTIONAL and self._around.database is not None:
+            workshop = Workshop(self._around.service, self._around.database, self._registry, self._in_flight, self._around.kafka.batch_records)
+            return TransactionalLoop(assignment, self._gate, workshop, on_fatal=self._around.on_fatal)
+        return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
+
+
+class _Listener(ConsumerRebalanceListener):
+    """Drains before a partition goes (facts: FastStream does not), and starts loops when one comes."""
+
+    def __init__(self, owner: Consumer) -> None:
+        self._owner = owner
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        await self._owner._release(revoked)  # noqa: SLF001  (the listener is a part of its consumer)
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        await self._owner._assign(assigned)  # noqa: SLF001

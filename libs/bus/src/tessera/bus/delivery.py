@@ -1,0 +1,86 @@
+"""One record on its way to a handler: decoded, or the reason why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tessera.bus.codec import attributes_of, decode, is_tenant_id, loose_data
+from tessera.bus.events import Origin, Received, known_reply_partition
+from tessera.bus.partitions import Assignment, Record
+from tessera.contracts.base import EventData
+from tessera.contracts.errors import InvalidError, Problem
+from tessera.telemetry import bound, continued, span
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A record with its event, or with what is wrong with it; exactly one of `event` and `fault` is there."""
+
+    record: Record
+    event: Received[EventData] | None
+    fault: InvalidError | None
+
+    @property
+    def ready(self) -> Received[EventData]:
+        """The event. Raises the fault where there is none."""
+        if self.event is None:
+            raise self.fault or InvalidError("data_malformed", "The record holds no event.")
+        return self.event
+
+
+def delivered(record: Record, assignment: Assignment) -> Delivery:
+    """Decodes a record. Never raises."""
+    try:
+        return Delivery(record, decode(record, assignment.topic, assignment.name), None)
+    except InvalidError as fault:
+        return Delivery(record, None, fault)
+
+
+def expired(event: Received[EventData]) -> bool:
+    """Whether nobody waits for the answer any longer (rules of the log, 18)."""
+    return event.deadline is not None and event.deadline <= datetime.now(UTC)
+
+
+EXPIRED = Problem(code="expired", message="The request's deadline had passed before it was handled; it had no effect.", status=504)
+
+
+@contextmanager
+def handling(event: Received[EventData], group: str) -> Iterator[None]:
+    """Continues the event's trace and binds its request and tenant to every log line of the block."""
+    with (
+        continued(event.traceparent),
+        bound(request_id=event.request_id, tenant_id=event.tenant_id),
+        span(
+            f"consume {event.type}",
+            **{"messaging.destination": event.topic.split(".")[0] if event.topic.startswith("ingest.") else event.topic},
+            **{"messaging.consumer.group": group, "messaging.partition": event.partition, "messaging.offset": event.offset, "event.id": event.id},
+        ),
+    ):
+        yield
+
+
+def loose_origin(record: Record) -> Origin | None:
+    """Who asked, of an event that does not validate, as far as that can be read; None where nobody listens for an answer. Never raises."""
+    partition = _loose_reply_partition(record)
+    attributes = attributes_of(record.headers)
+    identifier, tenant_id = attributes.get("id"), attributes.get("tenantid")
+    if partition is None or not identifier or not tenant_id or not is_tenant_id(tenant_id):
+        return None
+    return Origin(
+        tenant_id=tenant_id,
+        parent_id=identifier,
+        request_id=attributes.get("requestid"),
+        correlation_id=attributes.get("correlationid") or identifier,
+        reply_partition=partition,
+    )
+
+
+def _loose_reply_partition(record: Record) -> int | None:
+    data = loose_data(record.value)
+    if not isinstance(data, dict):
+        return None
+    request = data.get("request")
+    return known_reply_partition(data.get("reply_partition", request.get("reply_partition") if isinstance(request, dict) else None))

@@ -1,0 +1,71 @@
+"""Rows that a transaction wants published: written with the state, sent by the relay after the commit."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tessera.bus.codec import Encoded
+
+_BASE64: Final = "base64"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One record to be published. `topic` is the catalogue's name, or that of a dead-letter or refusal topic."""
+
+    event_id: UUID
+    topic: str
+    key: bytes | None
+    encoded: Encoded
+    partition: int | None = None
+
+
+_INSERT = text(
+    "INSERT INTO outbox (event_id, topic, partition, key, headers, value) "
+    "VALUES (:event_id, :topic, :partition, :key, CAST(:headers AS jsonb), :value)"
+)
+
+
+async def write(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
+    """Inserts the rows in order; the table's trigger wakes the relay when the transaction commits."""
+    if rows:
+        await connection.execute(_INSERT, [_values(row) for row in rows])
+
+
+def _values(row: OutboxRow) -> dict[str, object]:
+    return {
+        "event_id": row.event_id,
+        "topic": row.topic,
+        "partition": row.partition,
+        "key": row.key,
+        "headers": pack_headers(row.encoded.headers),
+        "value": row.encoded.value,
+    }
+
+
+def pack_headers(headers: Sequence[tuple[str, bytes]]) -> str:
+    """Headers as a JSON list, in order and with repeats; what is not plain text is Base64, so that any bytes survive."""
+    return json.dumps([_packed(name, value or b"") for name, value in headers])
+
+
+def unpack_headers(packed: str) -> list[tuple[str, bytes]]:
+    """The inverse of `pack_headers`."""
+    return [_unpacked(*parts) for parts in json.loads(packed)]
+
+
+def _packed(name: str, value: bytes) -> list[str]:
+    decoded = value.decode(errors="replace")
+    clean = decoded.encode() == value and "\x00" not in decoded
+    return [name, decoded] if clean and "\x00" not in name else [name.replace("\x00", ""), base64.b64encode(value).decode(), _BASE64]
+
+
+def _unpacked(name: str, value: str, *encoding: Any) -> tuple[str, bytes]:
+    return name, base64.b64decode(value) if encoding else value.encode()

@@ -1,0 +1,203 @@
+"""One assigned partition: a queue of records, flow control, and a loop that a delivery mode fills in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from tessera.contracts.catalogue import Topic
+from tessera.contracts.errors import FatalError, RetryableError
+from tessera.resilience import ResilienceError, RetryPolicy
+from tessera.telemetry import get_logger
+
+Record = ConsumerRecord[bytes, bytes]
+State = Literal["running", "paused", "backing_off", "stopped"]
+
+PASSING: Final = (RetryableError, ResilienceError)
+"""What may succeed later: it costs no attempt and never leads to the dead letters."""
+BACKOFF: Final = RetryPolicy(attempts=None, initial=timedelta(milliseconds=100), maximum=timedelta(seconds=10))
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One partition of one topic, as this consumer got it."""
+
+    consumer: AIOKafkaConsumer
+    partition: TopicPartition
+    """With the operator's prefix."""
+    topic: Topic
+    name: str
+    """The topic's name in the catalogue's spelling; `ingest.<tenant>` for a tenant's own."""
+    group: str
+    """`<service>.<class>`, without the operator's prefix."""
+
+
+class Gate:
+    """Open while an operator has not paused the consumer."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the consumer is paused."""
+        return not self._open.is_set()
+
+    def close(self) -> None:
+        """Nothing further is taken."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Work goes on."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Waits until the gate is open."""
+        await self._open.wait()
+
+
+class PartitionLoop(ABC):
+    """Takes the records of one partition in order. `offer` and `close` are called by the consumer; `_run` is the mode's."""
+
+    def __init__(self, assignment: Assignment, gate: Gate, *, high_water: int, on_fatal: Callable[[FatalError], None]) -> None:
+        self.assignment = assignment
+        self._gate = gate
+        self._high_water = high_water
+        self._on_fatal = on_fatal
+        self._queue: deque[Record] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._held = False
+        self._backing_off = False
+        self._task: asyncio.Task[None] | None = None
+        self.handled_at = time.monotonic()
+
+    def start(self) -> None:
+        """Starts the loop."""
+        self._task = asyncio.create_task(self._guarded(), name=f"{self.assignment.group}:{self.assignment.partition}")
+
+    def offer(self, records: Iterable[Record]) -> None:
+        """Queues fetched records; fetching of this partition alone is paused while too many wait."""
+        self._queue.extend(records)
+        self._arrived.set()
+        if len(self._queue) >= self._high_water:
+            self._hold()
+
+    async def close(self, grace: timedelta) -> None:
+        """Takes nothing further, finishes what is in hand and commits it. What is not done within `grace` is cancelled: it will be redelivered."""
+        self._stopping.set()
+        self._arrived.set()
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait({self._task}, timeout=grace.total_seconds())
+        if not done:
+            _log.warning("partition not drained in time", partition=str(self.assignment.partition), grace_seconds=grace.total_seconds())
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    @property
+    def state(self) -> State:
+        """What the loop does."""
+        if self._stopping.is_set():
+            return "stopped"
+        return "paused" if self._gate.closed else "backing_off" if self._backing_off else "running"
+
+    @property
+    @abstractmethod
+    def position(self) -> int | None:
+        """The next offset that is not handled yet, as far as known."""
+
+    @property
+    def waiting(self) -> int:
+        """Records fetched and not yet taken."""
+        return len(self._queue)
+
+    def stalled_for(self) -> timedelta:
+        """How long work has been waiting without progress; zero when there is none, or while paused or backing off."""
+        if self.state != "running" or not self._has_work():
+            return timedelta(0)
+        return timedelta(seconds=time.monotonic() - self.handled_at)
+
+    @abstractmethod
+    async def _run(self) -> None:
+        """Works until stopping. Raises FatalError when going on would do harm."""
+
+    def _has_work(self) -> bool:
+        return bool(self._queue)
+
+    async def _guarded(self) -> None:
+        try:
+            await self._run()
+        except FatalError as error:
+            self._on_fatal(error)
+        except Exception as error:
+            # A broken loop must never sit there silently: the process ends and a fresh one begins from the committed position.
+            _log.exception("partition loop broke", partition=str(self.assignment.partition))
+            self._on_fatal(FatalError(f"the loop of {self.assignment.partition} broke: {error!r}"))
+
+    async def _taken(self, limit: int) -> list[Record]:
+        """Up to `limit` records, in order, as soon as there is one; none when stopping."""
+        while not self._stopping.is_set():
+            if self._gate.closed:
+                await self._first(self._gate.passed())
+            elif self._queue:
+                return self._pop(limit)
+            else:
+                self._arrived.clear()
+                self.handled_at = time.monotonic()
+                await self._arrived.wait()
+        return []
+
+    def _pop(self, limit: int) -> list[Record]:
+        taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+        if self._held and len(self._queue) <= self._high_water // 2:
+            self._release()
+        return taken
+
+    async def _first(self, awaited: Coroutine[Any, Any, None]) -> None:
+        """Waits for `awaited`, or for the order to stop, whichever is first."""
+        tasks = {asyncio.create_task(awaited), asyncio.create_task(self._stopping.wait())}
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+
+    async def _pause(self, failures: int) -> None:
+        """Backs off after `failures` in a row; ends early when stopping."""
+        self._backing_off = True
+        try:
+            await self._first(asyncio.sleep(BACKOFF.pause(failures).total_seconds()))
+        finally:
+            self._backing_off = False
+            self.handled_at = time.monotonic()
+
+    def _hold(self) -> None:
+        if not self._held and self._is_assigned():
+            self._held = True
+            self.assignment.consumer.pause(self.assignment.partition)
+
+    def _release(self) -> None:
+        self._held = False
+        if self._is_assigned():
+            self.assignment.consumer.resume(self.assignment.partition)
+
+    def _is_assigned(self) -> bool:
+        return self.assignment.partition in self.assignment.consumer.assignment()
+
+    async def _commit(self, offset: int) -> None:
+        """Commits the group's offset. A failure is only logged: the next commit covers it, and redelivery is harmless."""
+        try:
+            await self.assignment.consumer.commit({self.assignment.partition: offset})
+        except (KafkaError, IllegalStateError) as error:
+            _log.warning("offset not committed", partition=str(self.assignment.partition), offset=offset, error=repr(error))

@@ -1,0 +1,83 @@
+"""A transactional consumer's own record of how far it is, and the mark that betrays an event that kills the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tessera.contracts.errors import RetryableError
+
+_POSITION = text("SELECT next_offset FROM consumer_position WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
+_BEGIN = text(
+    "INSERT INTO consumer_position (consumer, topic, partition, next_offset) VALUES (:consumer, :topic, :partition, :next_offset) "
+    "ON CONFLICT DO NOTHING"
+)
+_ADVANCE = text(
+    "UPDATE consumer_position SET next_offset = :next_offset "
+    "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored"
+)
+_MARK = text("SELECT first_offset, last_offset, attempts FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
+_SET_MARK = text(
+    "INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
+    "VALUES (:consumer, :topic, :partition, :first, :last, :attempts) "
+    "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
+    "attempts = excluded.attempts, marked_at = now()"
+)
+_CLEAR_MARK = text("DELETE FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
+
+
+class FencedError(RetryableError):
+    """Somebody else moved the position: this consumer must look again before it does anything."""
+
+    code = "position_fenced"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A batch that was begun: offsets `first` to `last`, both included, for the `attempts`-th time."""
+
+    first: int
+    last: int
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PositionRow:
+    """The rows of one consumer and partition."""
+
+    consumer: str
+    topic: str
+    partition: int
+
+    async def read(self, connection: AsyncConnection) -> int | None:
+        """The next offset to handle; None before the first."""
+        found: int | None = (await connection.execute(_POSITION, self._key())).scalar_one_or_none()
+        return found
+
+    async def begin(self, connection: AsyncConnection, next_offset: int) -> None:
+        """Writes the first position, unless somebody did already."""
+        await connection.execute(_BEGIN, {**self._key(), "next_offset": next_offset})
+
+    async def advance(self, connection: AsyncConnection, stored: int, next_offset: int) -> None:
+        """Moves the position. Raises FencedError when it is no longer at `stored`: then nothing of this transaction may stand."""
+        result = await connection.execute(_ADVANCE, {**self._key(), "stored": stored, "next_offset": next_offset})
+        if result.rowcount != 1:
+            raise FencedError(f"The position of {self.consumer} on {self.topic}/{self.partition} is no longer {stored}.")
+
+    async def mark(self, connection: AsyncConnection) -> Mark | None:
+        """The mark of a batch that was begun and neither finished nor given back."""
+        row = (await connection.execute(_MARK, self._key())).one_or_none()
+        return Mark(row.first_offset, row.last_offset, row.attempts) if row else None
+
+    async def set_mark(self, connection: AsyncConnection, mark: Mark) -> None:
+        """Says which batch is about to be handled."""
+        await connection.execute(_SET_MARK, {**self._key(), "first": mark.first, "last": mark.last, "attempts": mark.attempts})
+
+    async def clear_mark(self, connection: AsyncConnection) -> None:
+        """Says that the batch is done or given back."""
+        await connection.execute(_CLEAR_MARK, self._key())
+
+    def _key(self) -> dict[str, object]:
+        return {"consumer": self.consumer, "topic": self.topic, "partition": self.partition}

@@ -1,0 +1,165 @@
+"""Publishes what transactions left in the outbox: one active relay per service, in the order of the rows, each row at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import Row, text
+
+from tessera.bus import faults
+from tessera.bus.codec import Encoded
+from tessera.bus.outbox import unpack_headers
+from tessera.bus.partitions import BACKOFF, PASSING
+from tessera.bus.publisher import Publisher, acknowledged
+from tessera.bus.settings import ServiceSettings
+from tessera.bus.topics import TopicDirectory
+from tessera.contracts.errors import InvalidError
+from tessera.storage import Database
+from tessera.storage.delivery import outbox_channel
+from tessera.telemetry import get_logger, metrics
+
+LEASE: Final = timedelta(seconds=5)
+"""A relay that dies is replaced after at most this time."""
+_ROWS: Final = 500
+_IDLE_SECONDS: Final = 1.0
+_NAME: Final = "outbox"
+
+_CLAIM = text(
+    "INSERT INTO relay_lease (name, holder, epoch, expires_at) VALUES (:name, :holder, 1, now() + make_interval(secs => :seconds)) "
+    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, "
+    "epoch = relay_lease.epoch + CASE WHEN relay_lease.holder = excluded.holder THEN 0 ELSE 1 END "
+    "WHERE relay_lease.holder = excluded.holder OR relay_lease.expires_at < now() RETURNING epoch"
+)
+_GIVE_UP = text("DELETE FROM relay_lease WHERE name = :name AND holder = :holder")
+_READ = text("SELECT id, topic, partition, key, headers::text AS headers, value FROM outbox ORDER BY id LIMIT :rows")
+_DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
+
+_log = get_logger(__name__)
+
+
+class Relay:
+    """Runs beside the consumers. Its order per key is the order of the rows, because one relay sends through one idempotent producer.
+
+    A lease that lapses while rows are on their way makes two relays publish them: consumers recognise the repeats by their ids.
+    """
+
+    def __init__(self, settings: ServiceSettings, database: Database, publisher: Publisher, directory: TopicDirectory) -> None:
+        self._service = settings.service
+        self._holder = settings.instance
+        self._database = database
+        self._publisher = publisher
+        self._directory = directory
+        self._woken = asyncio.Event()
+        self._listening: asyncpg.Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._held_until = float("-inf")
+
+    def start(self) -> None:
+        """Starts the loop."""
+        self._task = asyncio.create_task(self._run(), name="outbox-relay")
+
+    async def stop(self) -> None:
+        """Sends what the outbox holds now, as far as that succeeds at once, and gives the lease up."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with suppress(*PASSING):
+            if await self._claimed():
+                while await self._publish_some():
+                    pass
+            async with self._database.transaction() as connection:
+                await connection.execute(_GIVE_UP, {"name": _NAME, "holder": self._holder})
+        await self._unlisten()
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._turn()
+                failures = 0
+            except PASSING as error:
+                failures += 1
+                _log.warning("outbox relay waits", error=str(error), failures=failures)
+                await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
+            except Exception:
+                # The relay is the only way out of the outbox: whatever happens, it goes on, and says so.
+                failures += 1
+                _log.exception("outbox relay failed", failures=failures)
+                await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
+
+    async def _turn(self) -> None:
+        await self._listen()
+        self._woken.clear()
+        if await self._claimed():
+            while await self._publish_some() == _ROWS:
+                if not await self._claimed():
+                    return
+        await self._wait()
+
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_IDLE_SECONDS):
+                await self._woken.wait()
+
+    async def _claimed(self) -> bool:
+        """Takes the lease, or renews it once half of it has passed."""
+        now = time.monotonic()
+        if now < self._held_until - LEASE.total_seconds() / 2:
+            return True
+        values = {"name": _NAME, "holder": self._holder, "seconds": LEASE.total_seconds()}
+        async with self._database.transaction() as connection:
+            held = (await connection.execute(_CLAIM, values)).scalar_one_or_none() is not None
+        self._held_until = now + LEASE.total_seconds() if held else float("-inf")
+        return held
+
+    async def _publish_some(self) -> int:
+        """Publishes and deletes the first rows. Returns how many there were."""
+        async with self._database.transaction() as connection:
+            rows = (await connection.execute(_READ, {"rows": _ROWS})).all()
+        if not rows:
+            return 0
+        sent = [(row.topic, await self._send(row)) for row in rows]
+        await asyncio.gather(*(acknowledged(topic, future) for topic, future in sent))
+        faults.reach(faults.RELAY_PUBLISHED_BEFORE_DELETE)
+        async with self._database.transaction() as connection:
+            await connection.execute(_DELETE, {"ids": [row.id for row in rows]})
+        metrics.BUS_RELAYED.inc(len(rows))
+        return len(rows)
+
+    async def _send(self, row: Row[Any]) -> asyncio.Future[Any]:
+        encoded = Encoded(unpack_headers(row.headers), bytes(row.value))
+        topic = await self._target(row.topic)
+        try:
+            return await self._publisher.send(topic, encoded, key=None if row.key is None else bytes(row.key), partition=row.partition)
+        except InvalidError:
+            _log.exception("a row of the outbox can never be published and blocks it", row=row.id, topic=topic)
+            raise
+
+    async def _target(self, topic: str) -> str:
+        """A tenant's refusals go to the shared topic until the tenant has its own: an unknown tenant must not be able to make topics."""
+        if topic.startswith("refused.") and not await self._directory.exists(topic):
+            return "refused"
+        return topic
+
+    async def _listen(self) -> None:
+        if self._listening is not None and not self._listening.is_closed():
+            return
+        connection = await self._database.connect()
+        await connection.add_listener(outbox_channel(self._service), self._wake)
+        self._listening = connection
+
+    async def _unlisten(self) -> None:
+        connection, self._listening = self._listening, None
+        if connection is not None:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                await connection.close(timeout=2)
+
+    def _wake(self, *_: Any) -> None:
+        self._woken.set()

@@ -1,0 +1,248 @@
+"""Runs a service: settings, telemetry, admin port, bus, workers, HTTP, signals, and a stop that drains before it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any, Final, Generic, TypeVar
+
+import uvloop
+from pydantic import ValidationError
+
+from tessera.bus import faults
+from tessera.bus.bus import Bus
+from tessera.bus.http import HttpServer
+from tessera.bus.partitions import BACKOFF, PASSING
+from tessera.bus.settings import ServiceSettings
+from tessera.bus.status import ControlListener, StatusReporter
+from tessera.contracts.errors import FatalError
+from tessera.resilience import Breaker
+from tessera.storage import Database
+from tessera.telemetry import Health, configure, get_logger, listening_socket, serve_admin, shutdown
+
+S = TypeVar("S", bound=ServiceSettings)
+Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+Check = Callable[[], Awaitable[None]]
+Build = Callable[["Runtime[S]"], Awaitable[None]]
+Reload = Callable[[Any], Awaitable[None] | None]
+
+EXIT_FATAL: Final = 1
+EXIT_SETTINGS: Final = 2
+_SETTLE: Final = timedelta(seconds=5)
+"""Beyond the drain deadline: for disconnecting."""
+
+_log = get_logger(__name__)
+
+
+def run_service(settings_class: type[S], build: Build[S]) -> None:
+    """Runs a service until SIGTERM or SIGINT and ends the process: 0 after a drain, 1 after a fatal error, 2 for wrong settings."""
+    try:
+        settings = settings_class()
+    except ValidationError as error:
+        sys.stderr.write(explained(settings_class, error))
+        sys.exit(EXIT_SETTINGS)
+    configure(settings.service, settings.instance, settings.telemetry)
+    faults.arm(settings.crash_point if settings.profile == "test" else None)
+    try:
+        code = uvloop.run(Runtime(settings).run(build))
+    finally:
+        shutdown()
+    sys.exit(code)
+
+
+def explained(settings_class: type[ServiceSettings], error: ValidationError) -> str:
+    """One line per fault, each with the variable to set; values are not shown, they may be secrets."""
+    prefix = f"TESSERA_{settings_class.service.upper()}__"
+    lines = [
+        f"  {prefix}{'__'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}" if fault["loc"] else f"  {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return f"tessera {settings_class.service}: {len(lines)} settings are wrong (TESSERA__… sets a value for all services):\n" + "\n".join(lines) + "\n"
+
+
+class Runtime(Generic[S]):
+    """What `build` gets: the place to add dependencies, workers and servers. One per process."""
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.health = Health(settings.service, settings.instance)
+        self.database = Database(settings.service, settings.postgres)
+        self.bus = Bus(settings, self.database, on_fatal=self.fail)
+        self._reporter = StatusReporter(self.bus, self.health)
+        ControlListener(self.bus, self._reload, self._reporter.changed)
+        self._workers: dict[str, Work] = {}
+        self._servers: list[HttpServer] = []
+        self._closing: list[Callable[[], Awaitable[None]]] = []
+        self._reloading: list[Reload] = []
+        self._leave = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._fatal: FatalError | None = None
+
+    # --- for build --------------------------------------------------------------------------------------------------------------------------
+    def add_dependency(self, name: str, *, required: bool, check: Check, breaker: Breaker | None = None) -> None:
+        """Adds a dependency to readiness and status. `check` raises when it cannot be used."""
+        self.health.add_dependency(name, required=required, check=check, breaker_state=None if breaker is None else lambda: breaker.state)
+
+    def add_worker(self, name: str, run: Work) -> None:
+        """Adds a loop: `run(stopping)` is started with the service, restarted with backoff when it ends or raises, told by `stopping` to finish what is
+        in hand, and cancelled at the drain deadline. A FatalError stops the service."""
+        if name in self._workers:
+            raise ValueError(f"there is a worker {name!r} already")
+        self._workers[name] = run
+
+    def add_http_server(self, app: Any, host: str, port: int) -> tuple[str, int]:
+        """Serves an ASGI application once the bus runs; several processes may share the port. Returns host and port. Raises OSError when it is taken."""
+        server = HttpServer(app, host, port, drain=self.settings.drain)
+        self._servers.append(server)
+        return server.address
+
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Calls `close` after everything else has stopped, the last added first."""
+        self._closing.append(close)
+
+    def on_reload(self, reload: Reload) -> None:
+        """Calls `reload(settings)` with freshly read settings when an operator asks for it."""
+        self._reloading.append(reload)
+
+    def fail(self, error: FatalError) -> None:
+        """Stops the service with exit code 1 after saying why."""
+        if self._fatal is None:
+            _log.error("fatal error, the service stops", error=error.message)
+            self._fatal = error
+        self._leave.set()
+
+    def stop(self) -> None:
+        """Begins an orderly stop, as SIGTERM does."""
+        self._leave.set()
+
+    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    async def run(self, build: Build[S]) -> int:
+        """Runs until told to stop. Returns the exit code."""
+        self._catch_signals()
+        self._add_own_dependencies()
+        admin = self._begin_admin()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._start(build, tasks)
+            await self._leave.wait()
+        except FatalError as error:
+            self.fail(error)
+        except Exception as error:
+            _log.exception("the service could not start")
+            self.fail(FatalError(f"the service could not start: {error!r}"))
+        await self._drain(tasks)
+        await self._close(admin)
+        return EXIT_FATAL if self._fatal else 0
+
+    async def _start(self, build: Build[S], tasks: list[asyncio.Task[None]]) -> None:
+        await build(self)
+        starting = asyncio.create_task(self._start_bus())
+        leaving = asyncio.create_task(self._leave.wait())
+        await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        tasks += [asyncio.create_task(self._supervised(name, work), name=name) for name, work in self._workers.items()]
+        tasks += [asyncio.create_task(server.run_until_told(), name="http") for server in self._servers]
+        tasks.append(asyncio.create_task(self._reporter.run(), name="status"))
+        self.health.phase = "serving"
+        gc.collect()
+        gc.freeze()
+        _log.info("service started", service=self.settings.service, instance=self.settings.instance)
+
+    async def _start_bus(self) -> None:
+        """Waits as long as Kafka or its topics are not there: the admin port says so meanwhile."""
+        failures = 0
+        while True:
+            try:
+                await self.bus.connect()
+                break
+            except PASSING as error:
+                failures += 1
+                _log.warning("waiting for Kafka", error=str(error), failures=failures)
+                await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
+        await self.bus.start()
+
+    def _begin_admin(self) -> asyncio.Task[None]:
+        listener = listening_socket(self.settings.admin_host, self.settings.admin_port)
+        _log.info("admin port open", host=self.settings.admin_host, port=listener.getsockname()[1])
+        return asyncio.create_task(serve_admin(self.health, self.settings.admin_host, self.settings.admin_port, bound_socket=listener), name="admin")
+
+    def _add_own_dependencies(self) -> None:
+        self.add_dependency("kafka", required=True, check=self.bus.check_kafka)
+        self.add_dependency("postgres", required=True, check=self.database.check, breaker=self.database.breaker)
+        self.health.add_liveness("consumers", self.bus.check_live)
+
+    async def _supervised(self, name: str, work: Work) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await work(self._stopping)
+                failures = 0
+            except FatalError as error:
+                self.fail(error)
+                return
+            except Exception:
+                failures += 1
+                _log.exception("worker failed, will be restarted", worker=name, failures=failures)
+            if not self._stopping.is_set():
+                await asyncio.sleep(BACKOFF.pause(max(1, failures)).total_seconds())
+
+    async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Stops taking work and finishes what is in hand, everywhere at once, within the drain deadline."""
+        self.health.phase = "draining"
+        self._reporter.changed()
+        self._stopping.set()
+        for server in self._servers:
+            server.leave()
+        working = [task for task in tasks if task.get_name() != "status"]
+        draining = asyncio.create_task(self.bus.drain())
+        _, late = await asyncio.wait({draining, *working}, timeout=(self.settings.drain + _SETTLE / 2).total_seconds())
+        for task in late:
+            _log.warning("not finished at the drain deadline", task=task.get_name())
+        for task in (*late, *tasks):
+            task.cancel()
+        for outcome in await asyncio.gather(draining, *tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                _log.warning("an error while draining", error=repr(outcome))
+
+    async def _close(self, admin: asyncio.Task[None]) -> None:
+        await self._quietly(self._reporter.report("stopped"))
+        await self._quietly(self.bus.stop())
+        for close in reversed(self._closing):
+            await self._quietly(close())
+        await self._quietly(self.database.close())
+        admin.cancel()
+        await asyncio.gather(admin, return_exceptions=True)
+        _log.info("service stopped", fatal=self._fatal.message if self._fatal else None)
+
+    async def _quietly(self, step: Awaitable[None]) -> None:
+        """One step of the way out: neither an error nor a hang of one may keep the others from being taken."""
+        try:
+            async with asyncio.timeout(_SETTLE.total_seconds()):
+                await step
+        except Exception as error:
+            _log.warning("an error while stopping", error=repr(error))
+
+    async def _reload(self) -> None:
+        try:
+            fresh = type(self.settings)()
+        except ValidationError as error:
+            _log.error("settings not reloaded", problems=explained(type(self.settings), error))
+            return
+        for reload in self._reloading:
+            outcome = reload(fresh)
+            if outcome is not None:
+                await outcome
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)

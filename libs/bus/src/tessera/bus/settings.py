@@ -1,0 +1,175 @@
+"""What an operator can set for a service; every value is checked at start and all that is wrong is said at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tessera.contracts.catalogue import REPLY_PARTITIONS
+from tessera.storage import ObjectStoreSettings, PostgresSettings, RedisSettings
+from tessera.telemetry import TelemetrySettings
+
+Profile = Literal["development", "test", "production"]
+
+
+class KafkaSettings(BaseModel):
+    """Where Kafka is, and how it is read and written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    topic_prefix: Annotated[str, Field(max_length=64, pattern=r"^[a-zA-Z0-9._-]*$")] = ""
+    """Before every topic and group: several Tesseras can share a cluster."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    replication_factor: Annotated[int, Field(ge=1)] = 1
+    minimum_in_sync_replicas: Annotated[int, Field(ge=1)] = 1
+    keyed_partitions: Annotated[int | None, Field(ge=1)] = None
+    """Partitions of keyed topics when they are created; the catalogue's number where absent (tests use 4)."""
+    shared_ingest: bool = True
+    """Whether the shared topic `ingest` is read; a tenant's own topics always are."""
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
+    metadata_max_age_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """A new tenant's ingestion topic is found within this time."""
+    session_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    heartbeat_milliseconds: Annotated[int, Field(ge=50)] = 500
+    """Also how fast a member notices a rebalance."""
+    rebalance_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A member that takes longer to drain is left behind; must exceed the drain deadline."""
+    fetch_max_wait_milliseconds: Annotated[int, Field(ge=1)] = 50
+    batch_records: Annotated[int, Field(ge=1, le=5_000)] = 200
+    """Most events in one transaction."""
+    partitions_in_flight: Annotated[int, Field(ge=1, le=16)] = 2
+    """Transactions of one consumer at the same time, each on its own partition."""
+    window: Annotated[int, Field(ge=1, le=1_000)] = 64
+    """Most events of one consumer in hand at once where order does not matter."""
+    commit_milliseconds: Annotated[int, Field(ge=10)] = 200
+    """How often stateless consumers commit the finished head."""
+
+    @model_validator(mode="after")
+    def _complete_credentials(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError("sasl_username and sasl_password are needed with SASL")
+        return self
+
+    def physical(self, topic: str) -> str:
+        """The name of a topic or group on the cluster."""
+        return self.topic_prefix + topic
+
+    def logical(self, name: str) -> str:
+        """The catalogue's name of a topic on the cluster."""
+        return name.removeprefix(self.topic_prefix)
+
+    def connection(self, client_id: str) -> dict[str, Any]:
+        """What every client of aiokafka needs to connect."""
+        sasl = self.security_protocol.startswith("SASL")
+        return {
+            "bootstrap_servers": self.bootstrap_servers,
+            "client_id": client_id,
+            "request_timeout_ms": int(self.request_timeout_seconds * 1000),
+            "metadata_max_age_ms": int(self.metadata_max_age_seconds * 1000),
+            "security_protocol": self.security_protocol,
+            "ssl_context": self._ssl_context(),
+            "sasl_mechanism": self.sasl_mechanism if sasl else "PLAIN",
+            "sasl_plain_username": self.sasl_username,
+            "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+        }
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        if not self.security_protocol.endswith("SSL"):
+            return None
+        context = ssl.create_default_context(cafile=self.ssl_cafile)
+        if self.ssl_certfile:
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+        return context
+
+
+def _instance() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"[:128]
+
+
+class ServiceSettings(BaseSettings):
+    """The part of a service's settings that all services have; a service's own class adds to it.
+
+    `class MemorySettings(ServiceSettings, service="memory")` reads `TESSERA_MEMORY__KAFKA__BOOTSTRAP_SERVERS`, and where that is absent the common
+    `TESSERA__KAFKA__BOOTSTRAP_SERVERS`. Files named like the variables in the folder `TESSERA_SECRETS` (one value per file) come after both.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", validate_default=True)
+    service: ClassVar[str] = ""
+
+    profile: Profile = "development"
+    instance: Annotated[str, Field(min_length=1, max_length=128)] = Field(default_factory=_instance)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    postgres: PostgresSettings
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    objects: ObjectStoreSettings = Field(default_factory=ObjectStoreSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
+    admin_host: str = "127.0.0.1"
+    admin_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """0 takes a free port and logs it."""
+    drain_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """How long a stop may take to finish what is in hand."""
+    reply_partitions: tuple[Annotated[int, Field(ge=0, lt=REPLY_PARTITIONS)], ...] = ()
+    """Partitions of the reply topic that this process reads; one found from `instance` where none are given (the gateway's)."""
+    crash_point: str | None = None
+    """Kills the process at a named point; only in the profile test."""
+
+    def __init_subclass__(cls, *, service: str = "", **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.service = service or cls.service
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, service: str = "", **keywords: Any) -> None:
+        super().__pydantic_init_subclass__(**keywords)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Given values, the service's variables, the common ones, then files."""
+        prefixes = (f"TESSERA_{cls.service.upper()}__", "TESSERA__")
+        variables = [EnvSettingsSource(settings_cls, env_prefix=prefix) for prefix in prefixes]
+        return (init_settings, *variables, *_secret_files(settings_cls, file_secret_settings, prefixes))
+
+    @model_validator(mode="after")
+    def _fits_profile(self) -> Self:
+        if self.crash_point and self.profile != "test":
+            raise ValueError("crash_point is only for the profile test")
+        if self.drain_seconds >= self.kafka.rebalance_timeout_seconds:
+            raise ValueError("drain_seconds must be below kafka.rebalance_timeout_seconds, else a draining replica is left behind")
+        return self
+
+    @property
+    def drain(self) -> timedelta:
+        """The drain deadline."""
+        return timedelta(seconds=self.drain_seconds)
+
+
+def _secret_files(settings_cls: type[BaseSettings], fallback: PydanticBaseSettingsSource, prefixes: tuple[str, ...]) -> list[PydanticBaseSettingsSource]:
+    folder = os.environ.get("TESSERA_SECRETS")
+    if not folder:
+        return []
+    return [
+        NestedSecretsSettingsSource(
+            fallback, secrets_dir=folder, secrets_dir_missing="error", secrets_prefix=prefix, secrets_nested_delimiter="__", secrets_case_sensitive=False
+        )
+        for prefix in prefixes
+    ]

@@ -1,0 +1,90 @@
+"""Topics that every replica reads whole, outside groups: tables of declarations, commands to all."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from tessera.bus.broker import Feed, partition_feed
+from tessera.bus.codec import decode
+from tessera.bus.events import Received
+from tessera.bus.settings import KafkaSettings
+from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import topic_of
+from tessera.contracts.errors import InvalidError
+from tessera.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+class Table:
+    """Keeps a replica's own view of a topic up to date by calling `on_change` for each event, in order per partition.
+
+    After a restart it reads from the beginning again; `on_change` must therefore be repeatable. An event that does not validate is passed over and
+    logged: one bad declaration must not hide the others.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        client_id: str,
+        event_class: type[EventData],
+        on_change: Callable[[Received[Any]], Awaitable[None] | None],
+        *,
+        from_beginning: bool = True,
+    ) -> None:
+        self._kafka = kafka
+        self._event_class = event_class
+        self._topic = topic_of(event_class)
+        self._on_change = on_change
+        self._from_beginning = from_beginning
+        self._caught_up = asyncio.Event()
+        self._ends: dict[TopicPartition, int] = {}
+        partitions = tuple(range(self._topic.partitions))
+        self._feed: Feed = partition_feed(
+            kafka, client_id, self._topic.name, partitions, from_beginning=from_beginning, receive=self._receive
+        )
+
+    async def start(self) -> None:
+        """Begins to read."""
+        await self._feed.start()
+        consumer = self._feed.consumer
+        self._ends = dict(await consumer.end_offsets(list(consumer.assignment())))
+        await self._look(consumer)
+
+    async def stop(self) -> None:
+        """Stops reading."""
+        await self._feed.stop()
+
+    async def caught_up(self) -> None:
+        """Waits until everything that was on the topic when the table started has been handed over."""
+        await self._caught_up.wait()
+
+    async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+        for record in records:
+            await self._hand_over(record)
+        await self._look(self._feed.consumer)
+
+    async def _hand_over(self, record: ConsumerRecord[bytes, bytes]) -> None:
+        if not record.value:
+            return
+        try:
+            event = decode(record, self._topic, self._topic.name)
+        except InvalidError as error:
+            _log.warning("event passed over", topic=self._topic.name, offset=record.offset, code=error.code)
+            return
+        if isinstance(event.data, self._event_class):
+            outcome = self._on_change(event)
+            if inspect.isawaitable(outcome):
+                await outcome
+
+    async def _look(self, consumer: AIOKafkaConsumer) -> None:
+        if self._caught_up.is_set() or not self._ends:
+            return
+        positions = [(await consumer.position(partition), end) for partition, end in self._ends.items()] if self._from_beginning else []
+        if all(position >= end for position, end in positions):
+            self._caught_up.set()

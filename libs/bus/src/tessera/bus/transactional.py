@@ -1,0 +1,297 @@
+"""The mode transactional: inbox, state, outbox and position of one batch in one Postgres transaction, the group's offset afterwards.
+
+`docs/delivery.md` has the invariant and every point at which the process may die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tessera.bus import faults, outbox
+from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal
+from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling
+from tessera.bus.events import Received
+from tessera.bus.inbox import Entry, InboxItem, enter
+from tessera.bus.outbox import OutboxRow
+from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop, Record
+from tessera.bus.positions import FencedError, Mark, PositionRow
+from tessera.bus.registry import Registry
+from tessera.bus.transaction import Transaction
+from tessera.contracts.base import EventData
+from tessera.contracts.errors import FatalError, InvalidError, Problem
+from tessera.contracts.events import RequestFailed
+from tessera.contracts.ids import body_digest
+from tessera.storage import Database
+from tessera.telemetry import get_logger, metrics
+
+MAXIMUM_ATTEMPTS: Final = 3
+"""Deaths, or failures that no error class explains, before an event goes to the dead letters (rules of the log, 14)."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all transactional loops of a consumer share."""
+
+    service: str
+    database: Database
+    registry: Registry
+    in_flight: asyncio.Semaphore
+    batch_records: int
+
+
+class TransactionalLoop(PartitionLoop):
+    """Handles one partition, batch by batch; one by one where an earlier attempt died."""
+
+    def __init__(self, assignment: Assignment, gate: Gate, workshop: Workshop, *, on_fatal: Callable[[FatalError], None]) -> None:
+        super().__init__(assignment, gate, high_water=4 * workshop.batch_records, on_fatal=on_fatal)
+        self._workshop = workshop
+        self._row = PositionRow(assignment.group, assignment.name, assignment.partition.partition)
+        self._located = False
+        self._position = 0
+        self._suspects_until = 0
+        """Offsets below it were in a batch that died or broke: they are handled one by one."""
+        self._attempts: dict[int, int] = {}
+        self._redelivered: set[int] = set()
+        self._broken: set[int] = set()
+
+    def start(self) -> None:
+        """Starts the loop; nothing is fetched until the stored position is known."""
+        self.assignment.consumer.pause(self.assignment.partition)
+        super().start()
+
+    @property
+    def position(self) -> int | None:
+        """The stored position; None until it has been read."""
+        return self._position if self._located else None
+
+    # --- position ---------------------------------------------------------------------------------------------------------------------------
+    async def _run(self) -> None:
+        await self._persist(self._locate)
+        while batch := await self._taken(self._batch_limit()):
+            if fresh := [record for record in batch if record.offset >= self._position]:
+                await self._handle(fresh)
+
+    async def _persist(self, step: Callable[[], Any]) -> None:
+        """Repeats `step` with backoff until it succeeds or the loop stops."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await step()
+                return
+            except PASSING as error:
+                failures += 1
+                _log.warning("waiting for storage or Kafka", partition=str(self.assignment.partition), error=str(error), failures=failures)
+                await self._pause(failures)
+
+    async def _locate(self) -> None:
+        """Seeks to the stored position, which outranks the group's offset (rules of the log, 10)."""
+        consumer, partition = self.assignment.consumer, self.assignment.partition
+        start, end = await self._log_bounds()
+        async with self._workshop.database.transaction() as connection:
+            stored = await self._row.read(connection)
+            if stored is None:
+                committed = await consumer.committed(partition)
+                stored = committed if committed is not None else start
+                await self._row.begin(connection, stored)
+            mark = await self._row.mark(connection)
+        self._check_bounds(stored, start, end)
+        self._position, self._located = stored, True
+        self._suspect(mark)
+        if self._is_assigned():
+            consumer.seek(partition, stored)
+            consumer.resume(partition)
+
+    async def _log_bounds(self) -> tuple[int, int]:
+        consumer, partition = self.assignment.consumer, self.assignment.partition
+        starts, ends = await asyncio.gather(consumer.beginning_offsets([partition]), consumer.end_offsets([partition]))
+        return starts[partition], ends[partition]
+
+    def _check_bounds(self, stored: int, start: int, end: int) -> None:
+        if start <= stored <= end:
+            return
+        raise FatalError(
+            f"{self.assignment.group} is at offset {stored} of {self.assignment.partition}, but the log holds {start} to {end}: events were lost, or "
+            "the topic was made anew. Going on would hide that; set the row in consumer_position by hand once the loss is understood."
+        )
+
+    def _suspect(self, mark: Mark | None) -> None:
+        if mark is None or mark.last < self._position:
+            return
+        self._suspects_until = mark.last + 1
+        died = range(max(mark.first, self._position), mark.last + 1)
+        self._attempts = dict.fromkeys(died, mark.attempts)
+        self._redelivered = set(died)
+        _log.warning("a batch died before its commit; its events are handled one by one", partition=str(self.assignment.partition), mark=str(mark))
+
+    def _batch_limit(self) -> int:
+        return 1 if self._position < self._suspects_until else self._workshop.batch_records
+
+    # --- one batch --------------------------------------------------------------------------------------------------------------------------
+    async def _handle(self, batch: Sequence[Record]) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                async with self._workshop.in_flight:
+                    if failures == 0 or batch[0].offset in self._broken:
+                        await self._mark(batch)
+                    await self._attempt(batch)
+            except FencedError:
+                return await self._requeue(batch)
+            except PASSING as error:
+                metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
+                _log.warning("batch rolled back, will be tried again", partition=str(self.assignment.partition), error=str(error), failures=failures)
+            except FatalError:
+                raise
+            except Exception:
+                _log.exception("batch rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch))
+                self._blame(batch)
+                if len(batch) > 1:
+                    return await self._one_by_one(batch)
+            else:
+                return await self._finish(batch)
+            failures += 1
+            await self._pause(failures)
+        await self._give_back()
+
+    async def _one_by_one(self, batch: Sequence[Record]) -> None:
+        """Handles each record of a broken batch in a transaction of its own, so that only the culprit's attempts grow."""
+        for record in batch:
+            if record.offset >= self._position and not self._stopping.is_set():
+                await self._handle([record])
+
+    def _blame(self, batch: Sequence[Record]) -> None:
+        for record in batch:
+            self._broken.add(record.offset)
+            self._attempts[record.offset] = max(self._attempts.get(record.offset, 0), 1)
+
+    async def _requeue(self, batch: Sequence[Record]) -> None:
+        """Fenced: looks where the position is now and drops what others have handled."""
+        await self._persist(self._relocate)
+        waiting = [*batch, *self._queue]
+        self._queue.clear()
+        self._queue.extend(record for record in waiting if record.offset >= self._position)
+
+    async def _mark(self, batch: Sequence[Record]) -> None:
+        """Durable before handling: whoever finds it later knows that the process died in this batch."""
+        first, last = batch[0].offset, batch[-1].offset
+        again = self._redelivered.intersection(record.offset for record in batch)
+        if again:
+            self._redelivered -= again
+            metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
+        if len(batch) == 1:
+            self._attempts[first] = self._attempts.get(first, 0) + 1
+        async with self._workshop.database.transaction() as connection:
+            await self._row.set_mark(connection, Mark(first, last, self._attempts.get(first, 1)))
+
+    async def _attempt(self, batch: Sequence[Record]) -> None:
+        await self._check_gap(batch[0].offset)
+        deliveries = [delivered(record, self.assignment) for record in batch]
+        async with self._workshop.database.transaction() as connection:
+            rows = await self._apply(connection, deliveries)
+            await outbox.write(connection, rows)
+            await self._row.advance(connection, self._position, batch[-1].offset + 1)
+            await self._row.clear_mark(connection)
+            faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+        faults.reach(faults.COMMITTED_BEFORE_OFFSET)
+
+    async def _check_gap(self, first: int) -> None:
+        """A gap is normal (compaction, aborted sends), unless the log's start has overtaken the position."""
+        if first > self._position:
+            start, _ = await self._log_bounds()
+            self._check_bounds(self._position, start, first)
+
+    async def _finish(self, batch: Sequence[Record]) -> None:
+        self._position = batch[-1].offset + 1
+        for record in batch:
+            self._attempts.pop(record.offset, None)
+            self._broken.discard(record.offset)
+        self.handled_at = time.monotonic()
+        metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(batch))
+        await self._commit(self._position)
+
+    async def _give_back(self) -> None:
+        """Stopped between attempts: nobody died, so the next owner must not count it. Best effort."""
+        with suppress(*PASSING, SQLAlchemyError):
+            async with self._workshop.database.transaction() as connection:
+                if await self._row.read(connection) == self._position:
+                    await self._row.clear_mark(connection)
+
+    async def _relocate(self) -> None:
+        async with self._workshop.database.transaction() as connection:
+            stored = await self._row.read(connection)
+        if stored is None or stored < self._position:
+            raise FatalError(f"the position of {self.assignment.group} on {self.assignment.partition} went back from {self._position} to {stored}")
+        metrics.BUS_FENCED.labels(consumer=self.assignment.group).inc()
+        _log.warning("fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position)
+        self._position = stored
+
+    # --- one event --------------------------------------------------------------------------------------------------------------------------
+    async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> list[OutboxRow]:
+        """Applies every event and returns what is to be published, in order."""
+        entries = await self._enter(connection, deliveries)
+        rows: list[OutboxRow] = []
+        for delivery in deliveries:
+            entry = entries.get(delivery.record.offset, Entry.NEW)
+            if entry is Entry.REPEATED:
+                metrics.BUS_DUPLICATES.labels(consumer=self.assignment.group).inc()
+                continue
+            await self._apply_one(connection, delivery, entry, rows)
+        return rows
+
+    async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
+        known = [(delivery.record, delivery.event) for delivery in deliveries if delivery.event is not None]
+        items = [InboxItem(event.tenant_id, event.digest, body_digest(record.value or b"")) for record, event in known]
+        entries = await enter(connection, self.assignment.group, items)
+        return {record.offset: entry for (record, _), entry in zip(known, entries, strict=True)}
+
+    async def _apply_one(self, connection: AsyncConnection, delivery: Delivery, entry: Entry, rows: list[OutboxRow]) -> None:
+        before = len(rows)
+        try:
+            if entry is Entry.REUSED:
+                raise InvalidError("event_id_reused", "Another event with another body has the same tenant, source and id.", "id")
+            self._check_attempts(delivery.record)
+            event = delivery.ready
+            if expired(event) and event.origin.reply_partition is not None:
+                await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
+                return
+            with handling(event, self.assignment.group):
+                async with connection.begin_nested():
+                    await self._workshop.registry[event.type].handler(event, self._transaction(connection, event, rows))
+        except InvalidError as fault:
+            del rows[before:]
+            await self._refuse(connection, delivery, fault, rows)
+
+    def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
+        return Transaction(connection, event.origin, self._workshop.service, rows)
+
+    def _check_attempts(self, record: Record) -> None:
+        attempts = self._attempts.get(record.offset, 0)
+        if attempts <= MAXIMUM_ATTEMPTS:
+            return
+        if record.offset in self._broken:
+            raise InvalidError(HANDLER_FAILED, f"Handling this event failed {MAXIMUM_ATTEMPTS} times in a way that no rule foresees.")
+        raise InvalidError(CONSUMER_CRASHED, f"The consumer died {MAXIMUM_ATTEMPTS} times while it handled this event.")
+
+    async def _refuse(self, connection: AsyncConnection, delivery: Delivery, fault: InvalidError, rows: list[OutboxRow]) -> None:
+        """Tells whoever must know: the asker of a request; else operators, and the producer where there is one outside."""
+        record, name, service = delivery.record, self.assignment.name, self._workshop.service
+        attempts = min(MAXIMUM_ATTEMPTS, self._attempts.get(record.offset, 1))
+        metrics.BUS_REFUSED.labels(consumer=self.assignment.group, code=fault.code).inc()
+        _log.info("event refused", topic=name, partition=record.partition, offset=record.offset, code=fault.code, field=fault.field)
+        event = delivery.event
+        if event is not None and event.origin.reply_partition is not None:
+            await self._transaction(connection, event, rows).reply(RequestFailed(problem=Problem.of(fault)), step="failure")
+            return
+        rows.append(dead_letter(record, name, service, fault, attempts))
+        if is_refusable(name):
+            rows.append(refusal(record, name, service, fault))
