@@ -1,0 +1,1 @@
+"""Providers, streaming and the local engines."""

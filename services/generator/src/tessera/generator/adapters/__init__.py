@@ -1,0 +1,1 @@
+"""Postgres, HTTP providers and local engines behind the ports."""

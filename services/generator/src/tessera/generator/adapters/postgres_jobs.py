@@ -1,0 +1,218 @@
+"""Job rows in Postgres.
+
+A row is leased by moving it to `running` with a new `attempt`, which every later write of the worker must match. Finished rows lose their
+content at once and stay for a while as the memory of what was done, so that a late duplicate or cancellation finds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any, Final, Literal, Protocol
+
+from sqlalchemy import Row, text
+
+from tessera.bus import Origin, Transaction
+from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationReady
+from tessera.generator.domain.endings import CANCELLED, LeaseLostError
+from tessera.generator.domain.transcript import Progress
+from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob
+from tessera.storage import Database
+
+CHANNEL: Final = "tessera_generator_jobs"
+MAXIMUM_LAPSES: Final = 3
+"""A job whose worker died this often is not tried again: it may be what kills them."""
+
+_ADD = text(
+    "INSERT INTO generation_job (tenant_id, generation_id, subject_id, provider, state, ready, origin, deadline) "
+    "VALUES (:tenant_id, :generation_id, :subject_id, :provider, 'ready', CAST(:ready AS jsonb), CAST(:origin AS jsonb), :deadline) "
+    "ON CONFLICT (tenant_id, generation_id) DO NOTHING RETURNING true"
+)
+_STATE_OF = text("SELECT state FROM generation_job WHERE tenant_id = :tenant_id AND generation_id = :generation_id")
+_CANCEL = text(
+    "INSERT INTO generation_job AS job (tenant_id, generation_id, state, cancel_reason, finished_at) "
+    "VALUES (:tenant_id, :generation_id, 'cancelled', :reason, now()) "
+    "ON CONFLICT (tenant_id, generation_id) DO UPDATE SET cancel_reason = excluded.cancel_reason WHERE job.finished_at IS NULL"
+)
+_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+
+_CLAIM = text(
+    "WITH busy AS (SELECT tenant_id, count(*) AS jobs FROM generation_job "
+    "WHERE state = 'running' AND lease_expires_at >= now() AND provider = :provider GROUP BY tenant_id), "
+    "due AS (SELECT tenant_id, generation_id FROM generation_job AS waiting WHERE provider = :provider "
+    "AND ((state = 'ready' AND run_after <= now()) OR (state = 'running' AND lease_expires_at < now() AND lapses + 1 < :maximum_lapses)) "
+    "AND cancel_reason IS NULL AND deadline > now() "
+    "ORDER BY coalesce((SELECT jobs FROM busy WHERE busy.tenant_id = waiting.tenant_id), 0), created_at "
+    "LIMIT :limit FOR UPDATE SKIP LOCKED) "
+    "UPDATE generation_job AS job SET state = 'running', attempt = job.attempt + 1, "
+    "lapses = job.lapses + CAST(job.state = 'running' AS integer), lease_expires_at = now() + CAST(:lease AS interval) "
+    "FROM due WHERE job.tenant_id = due.tenant_id AND job.generation_id = due.generation_id "
+    "RETURNING job.tenant_id, job.generation_id, job.ready, job.origin, job.deadline, job.attempt, job.last_index, job.last_offset, "
+    "job.sent_text, job.cancel_reason, job.deadline <= now() AS expired"
+)
+_CLAIM_ENDED = text(
+    "WITH due AS (SELECT tenant_id, generation_id FROM generation_job "
+    "WHERE (state = 'ready' OR (state = 'running' AND lease_expires_at < now())) "
+    "AND (cancel_reason IS NOT NULL OR deadline <= now() OR (state = 'running' AND lapses + 1 >= :maximum_lapses)) "
+    "LIMIT :limit FOR UPDATE SKIP LOCKED) "
+    "UPDATE generation_job AS job SET state = 'running', attempt = job.attempt + 1, "
+    "lapses = job.lapses + CAST(job.state = 'running' AS integer), lease_expires_at = now() + CAST(:lease AS interval) "
+    "FROM due WHERE job.tenant_id = due.tenant_id AND job.generation_id = due.generation_id "
+    "RETURNING job.tenant_id, job.generation_id, job.ready, job.origin, job.deadline, job.attempt, job.last_index, job.last_offset, "
+    "job.sent_text, job.cancel_reason, job.deadline <= now() AS expired"
+)
+_RENEW = text(
+    "UPDATE generation_job SET lease_expires_at = now() + CAST(:lease AS interval) "
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING cancel_reason"
+)
+_RECORD = text(
+    "UPDATE generation_job SET last_index = :last_index, last_offset = :last_offset, sent_text = :sent_text "
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running'"
+)
+_POSTPONE = text(
+    "UPDATE generation_job SET state = 'ready', lease_expires_at = NULL, run_after = now() + CAST(:delay AS interval) "
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING provider"
+)
+_FINISH = text(
+    "UPDATE generation_job SET state = :state, lease_expires_at = NULL, finished_at = now(), ready = NULL, sent_text = '' "
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running'"
+)
+_PURGE = text("DELETE FROM generation_job WHERE finished_at < now() - CAST(:age AS interval)")
+
+
+class _BusTransactions(Protocol):
+    """The part of the bus that ends jobs."""
+
+    def transaction(self, origin: Origin) -> AbstractAsyncContextManager[Transaction]:
+        """One transaction on behalf of `origin`."""
+
+
+class PostgresIntake:
+    """Job rows in the transaction of the event being handled."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._connection = transaction.connection
+
+    async def add(self, job: NewJob) -> Admission:
+        """Inserts the row and notifies workers at the commit."""
+        identity = {"tenant_id": job.origin.tenant_id, "generation_id": job.ready.request.generation_id}
+        values = {
+            **identity,
+            "subject_id": job.origin.subject_id,
+            "provider": job.provider,
+            "ready": job.ready.model_dump_json(),
+            "origin": json.dumps(asdict(job.origin)),
+            "deadline": job.deadline,
+        }
+        if (await self._connection.execute(_ADD, values)).first() is None:
+            return "cancelled_before" if await self._connection.scalar(_STATE_OF, identity) == "cancelled" else "known"
+        await self._notify(f"ready {job.provider}")
+        return "added"
+
+    async def cancel(self, tenant_id: str, generation_id: str, reason: str) -> None:
+        """Marks the row, or leaves a cancelled one, and notifies workers at the commit."""
+        await self._connection.execute(_CANCEL, {"tenant_id": tenant_id, "generation_id": generation_id, "reason": reason})
+        await self._notify(f"cancelled {json.dumps([tenant_id, generation_id])}")
+
+    async def fail(self, failure: GenerationFailed) -> None:
+        """Through the outbox."""
+        await self._transaction.reply(failure, step="generation.refused")
+
+    async def _notify(self, payload: str) -> None:
+        await self._connection.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
+
+
+class PostgresJobStore:
+    """Job rows for workers."""
+
+    def __init__(self, database: Database, bus: _BusTransactions) -> None:
+        self._database = database
+        self._bus = bus
+
+    async def claim(self, provider: str, limit: int, lease: timedelta) -> Sequence[Job]:
+        """FOR UPDATE SKIP LOCKED: two workers never take the same row. Tenants with fewer running jobs come first."""
+        values = {"provider": provider, "limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
+        async with self._database.transaction() as connection:
+            return [_job(row) for row in await connection.execute(_CLAIM, values)]
+
+    async def claim_ended(self, limit: int, lease: timedelta) -> Sequence[EndedJob]:
+        """As `claim`, for rows of any provider that will not run any more."""
+        values = {"limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
+        async with self._database.transaction() as connection:
+            return [EndedJob(_job(row), _reason(row)) for row in await connection.execute(_CLAIM_ENDED, values)]
+
+    async def renew(self, job: Job, lease: timedelta) -> LeaseState:
+        """One update that also tells about a cancellation."""
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(_RENEW, {**_mine(job), "lease": lease})).first()
+        if row is None:
+            return "lost"
+        return "cancelled" if row.cancel_reason is not None else "held"
+
+    async def record(self, job: Job, progress: Progress) -> None:
+        """Raises LeaseLostError when the row has moved on."""
+        values = {"last_index": progress.last_index, "last_offset": progress.last_offset, "sent_text": progress.text}
+        async with self._database.transaction() as connection:
+            changed = await connection.execute(_RECORD, {**_mine(job), **values})
+        _require_held(job, changed.rowcount)
+
+    async def postpone(self, job: Job, delay: timedelta) -> None:
+        """The row is due again after `delay`; at once, if some other worker may take it, that one is woken."""
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(_POSTPONE, {**_mine(job), "delay": delay})).first()
+            if row is not None and not delay:
+                await connection.execute(_NOTIFY, {"channel": CHANNEL, "payload": f"ready {row.provider}"})
+
+    async def finish(self, job: Job, event: GenerationCompleted | GenerationFailed) -> None:
+        """The row's end and the outbox row commit together."""
+        async with self._bus.transaction(job.origin) as transaction:
+            changed = await transaction.connection.execute(_FINISH, {**_mine(job), "state": _end_state(event)})
+            _require_held(job, changed.rowcount)
+            await transaction.reply(event, step="generation.ended")
+
+    async def purge(self, finished_before: timedelta) -> int:
+        """One delete."""
+        async with self._database.transaction() as connection:
+            return (await connection.execute(_PURGE, {"age": finished_before})).rowcount
+
+
+def _mine(job: Job) -> dict[str, Any]:
+    return {"tenant_id": job.tenant_id, "generation_id": job.generation_id, "attempt": job.attempt}
+
+
+def _require_held(job: Job, changed: int) -> None:
+    if changed != 1:
+        raise LeaseLostError(f"the lease of generation {job.generation_id} is lost")
+
+
+def _end_state(event: GenerationCompleted | GenerationFailed) -> str:
+    if isinstance(event, GenerationCompleted):
+        return "completed"
+    return "cancelled" if event.problem.code == CANCELLED.code else "failed"
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        tenant_id=row.tenant_id,
+        generation_id=row.generation_id,
+        ready=GenerationReady.model_validate(_document(row.ready), extra="ignore"),
+        origin=Origin(**_document(row.origin)),
+        deadline=row.deadline,
+        attempt=row.attempt,
+        progress=Progress(row.last_index, row.last_offset, row.sent_text),
+    )
+
+
+def _document(value: Any) -> Any:
+    """JSON as the driver gives it: text, unless a codec has read it."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _reason(row: Row[Any]) -> Literal["cancelled", "expired", "abandoned"]:
+    if row.cancel_reason is not None:
+        return "cancelled"
+    return "expired" if row.expired else "abandoned"

@@ -1,0 +1,1 @@
+"""Pure rules of the generator: no I/O, no framework."""

@@ -1,0 +1,122 @@
+"""How a generation ends: the events, the problems, the usage."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tessera.contracts import (
+    FinishReason,
+    GenerationCompleted,
+    GenerationFailed,
+    GenerationReady,
+    InvalidError,
+    Problem,
+    RetryableError,
+    Usage,
+)
+from tessera.generator.domain.transcript import Progress, Transcript
+
+CANCELLED: Final = Problem(code="generation_cancelled", message="The generation was cancelled.", status=499)
+EXPIRED: Final = Problem(code="expired", message="The deadline passed before the generation began.", status=504)
+DEADLINE_EXCEEDED: Final = Problem(code="deadline_exceeded", message="The deadline passed before the generation ended.", status=504)
+ABANDONED: Final = Problem(
+    code="generation_abandoned", message="Every worker that ran this generation died with it; it is not tried again.", status=500
+)
+INTERNAL: Final = Problem(code="internal_error", message="The generation failed for a reason of our own.", status=500)
+_DEFAULT_FINISH_REASON: Final[FinishReason] = "stop"
+
+
+class GenerationInterruptedError(InvalidError):
+    """The stream broke after text was sent, and cannot be continued truthfully."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("generation_interrupted", f"The generation was interrupted: {reason}")
+
+
+class GenerationCancelledError(InvalidError):
+    """Somebody asked for the generation to stop."""
+
+    def __init__(self) -> None:
+        super().__init__(CANCELLED.code, CANCELLED.message)
+
+
+class LeaseLostError(RetryableError):
+    """Another worker runs this job now; nothing more may be written for it here."""
+
+    code = "lease_lost"
+
+
+class EngineError(InvalidError):
+    """An engine or provider cannot finish this generation; `problem` is what the asker is told."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.code, problem.message, problem.param)
+        self.problem = problem
+
+
+def problem_of(error: Exception) -> Problem:
+    """What the asker is told about an error that ended a generation."""
+    if isinstance(error, EngineError):
+        return error.problem
+    if isinstance(error, GenerationCancelledError):
+        return CANCELLED
+    if isinstance(error, GenerationInterruptedError):
+        return Problem.of(error, status=502)
+    if isinstance(error, TimeoutError):
+        return DEADLINE_EXCEEDED
+    if isinstance(error, InvalidError):
+        return Problem.of(error, status=400)
+    return INTERNAL
+
+
+def completed(ready: GenerationReady, attempt: int, progress: Progress, transcript: Transcript, usage: Usage) -> GenerationCompleted:
+    """The event of a generation that ended well."""
+    return GenerationCompleted(
+        generation_id=ready.request.generation_id,
+        attempt=attempt,
+        last_index=progress.last_index,
+        model_id=ready.request.model.model_id,
+        text=transcript.text,
+        finish_reason=transcript.finish_reason or _DEFAULT_FINISH_REASON,
+        usage=usage,
+        recall=ready.recall,
+        source_ids=transcript.source_ids,
+        message=transcript.message or None,
+    )
+
+
+def failed(generation_id: str, attempt: int, progress: Progress, problem: Problem, usage: Usage | None = None) -> GenerationFailed:
+    """The event of a generation that ended badly."""
+    return GenerationFailed(
+        generation_id=generation_id, attempt=max(attempt, 1), last_index=progress.last_index, problem=problem, usage=usage
+    )
+
+
+def usage_of(ready: GenerationReady, transcript: Transcript, counted_completion: int) -> Usage:
+    """The engine's own figures where it gave some, else our count: an estimate wherever the encoding is not the model's own."""
+    figures = transcript.figures
+    if figures is not None:
+        return Usage(prompt_tokens=figures.prompt_tokens, completion_tokens=figures.completion_tokens, source=figures.source)
+    grounded = bool(ready.memories) and not ready.request.model.provider.startswith("local/")
+    exact = ready.request.model.exact and ready.prompt.source == "counted" and not transcript.message and not grounded
+    return Usage(prompt_tokens=ready.prompt.count, completion_tokens=counted_completion, source="counted" if exact else "estimated")
+
+
+class Replay:
+    """Checks that a repeated generation says again what was already sent, and passes on only what is new."""
+
+    def __init__(self, sent: str) -> None:
+        self._expected = sent
+
+    def strip(self, text: str) -> str:
+        """What of `text` was not sent before. Raises GenerationInterruptedError where it differs from what was sent."""
+        shared = min(len(text), len(self._expected))
+        if text[:shared] != self._expected[:shared]:
+            raise GenerationInterruptedError("the engine learned in between and would now say something else.")
+        self._expected = self._expected[shared:]
+        return text[shared:]
+
+    def finish(self) -> None:
+        """Raises GenerationInterruptedError where the repeat ended before what was sent did."""
+        if self._expected:
+            raise GenerationInterruptedError("the engine learned in between and would now say less.")
