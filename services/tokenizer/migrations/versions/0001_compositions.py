@@ -4,7 +4,7 @@ from alembic import op
 from sqlalchemy import text
 
 from tessera.encodings import ENCODING_NAMES, encoding
-from tessera.storage.migrations import protect, service_of
+from tessera.storage.migrations import create_delivery_tables, drop_delivery_tables, protect, service_of
 from tessera.storage.settings import role_name
 from tessera.tokenizer.domain.composition import token_id
 
@@ -63,11 +63,13 @@ def upgrade():
         op.execute(statement)
     for table in ("composition", "composition_child", "composition_source"):
         protect(op, table, client=("select", "insert"))
+    create_delivery_tables(op)
     _seed_tokens()
     _protect_tokens()
 
 
 def downgrade():
+    drop_delivery_tables(op)
     for table in ("composition_source", "composition_child", "composition", "token"):
         op.execute(f"DROP TABLE {table}")
 

@@ -14,8 +14,9 @@ from sqlalchemy.exc import ProgrammingError
 
 from tessera.contracts.errors import InvalidError
 from tessera.encodings import ENCODING_NAMES, encoding
-from tessera.storage import Database, PostgresSettings
+from tessera.storage import Database
 from tessera.storage.migrations import upgrade
+from tessera.testkit.databases import PostgresDatabase
 from tessera.tokenizer.adapters.postgres import PostgresVocabulary
 from tessera.tokenizer.domain.composition import Composed, Composition, compose, composition_id, token_id
 from tessera.tokenizer.ports import Provenance
@@ -115,8 +116,8 @@ async def test_every_single_token_is_there_for_every_tenant(database: Database) 
     assert await PostgresVocabulary(database).text("anybody", token_id(b"hello")) == b"hello"
 
 
-async def test_migrating_again_does_nothing(database: Database, postgres: PostgresSettings) -> None:
-    await upgrade("tokenizer", postgres)
+async def test_migrating_again_does_nothing(database: Database, postgres: PostgresDatabase) -> None:
+    await upgrade("tokenizer", postgres.settings("tokenizer"))
     async with database.reading("anybody") as connection:
         assert await connection.scalar(sql("SELECT count(*) = count(DISTINCT bytes) FROM token"))
 
