@@ -1,7 +1,7 @@
 # Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run setup stop status logs env trace tour clean doctor
+.PHONY: help run setup stop status logs env trace tour clean doctor test
 
 # The newest suitable Python, for making the environment; everything else runs inside .venv.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
@@ -17,6 +17,9 @@ run: setup ## Start everything (Kafka, Postgres, Redis, six services), then go o
 
 setup: ## Make or renew the Python environment from the lock file (part of run and test)
 	@$(SETUP)
+
+test: setup ## Run every test against a stack of its own (ARGS="libs/bus -k outbox" for some); leaves nothing behind
+	@.ci/test $(ARGS)
 
 doctor: ## Say what this machine is missing, and the alternative
 	@$(SETUP) --doctor

@@ -1,14 +1,17 @@
-"""Ctrl-C at any stage of `make test` leaves no process, no port, no folder and no change in git."""
+"""Ctrl-C at any stage of `make test` leaves no process, no port, no folder and no change in git.
+
+The run is that of a clone, so that whoever edits the checkout meanwhile changes nothing here.
+"""
 
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tessera.local.folders import home
 from tessera.local.ports import is_free
 from tessera.testkit import eventually_blocking
 
@@ -17,13 +20,13 @@ CHECKOUT = Path(__file__).parents[2]
 _GIVEN = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "REDIS_URL")
 
 
-def _run(stage: str, scratch: Path, progress: Path) -> "subprocess.Popen[bytes]":
+def _run(stage: str, clone: Path, scratch: Path, progress: Path) -> "subprocess.Popen[bytes]":
     environment = {name: value for name, value in os.environ.items() if name not in _GIVEN and not name.startswith("COV")}
-    environment |= {"TMPDIR": str(scratch), "INTERRUPTED_STAGE": stage, "INTERRUPTED_PROGRESS": str(progress)}
+    environment |= {"TESSERA_HOME": str(home()), "TMPDIR": str(scratch), "INTERRUPTED_STAGE": stage, "INTERRUPTED_PROGRESS": str(progress)}
     with (progress / "output").open("wb") as output:
         return subprocess.Popen(
-            [str(CHECKOUT / ".ci" / "test"), "tests/e2e/interrupted/slow_steps.py", "-p", "no:randomly"],
-            cwd=CHECKOUT,
+            [str(clone / ".ci" / "test"), "tests/e2e/interrupted/slow_steps.py", "-p", "no:randomly"],
+            cwd=clone,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -37,12 +40,12 @@ def _processes_of(run: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 
 
 def _listening(processes: list[psutil.Process]) -> set[int]:
-    return {found.laddr.port for process in processes for found in _connections(process) if found.status == psutil.CONN_LISTEN}
+    return {port for process in processes for port in _ports(process)}
 
 
-def _connections(process: psutil.Process) -> list[psutil._common.pconn]:
+def _ports(process: psutil.Process) -> list[int]:
     try:
-        return list(process.net_connections("inet"))
+        return [found.laddr.port for found in process.net_connections("inet") if found.status == psutil.CONN_LISTEN]
     except psutil.NoSuchProcess:
         return []
 
@@ -54,23 +57,31 @@ def _reached(stage: str, run: "subprocess.Popen[bytes]", progress: Path) -> bool
     return (progress / stage).exists()
 
 
-def _git_status() -> str:
-    return subprocess.run(["git", "status", "--porcelain"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+def _git_status(clone: Path) -> str:
+    return subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
+def scratch(tmp_path: Path) -> Path:
     folder = tmp_path / "scratch"
     folder.mkdir()
     for parent in (folder, *list(folder.parents)[:3]):
         parent.chmod(0o755)
-    yield folder
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    folder = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(CHECKOUT), str(folder)], check=True)
+    (folder / ".venv").symlink_to(CHECKOUT / ".venv")
+    return folder
 
 
 @pytest.mark.parametrize("stage", ["start", "test", "teardown"])
-def test_interrupting_leaves_nothing_behind(stage: str, scratch: Path, tmp_path: Path) -> None:
-    before = _git_status()
-    run = _run(stage, scratch, tmp_path)
+def test_interrupting_leaves_nothing_behind(stage: str, clone: Path, scratch: Path, tmp_path: Path) -> None:
+    before = _git_status(clone)
+    run = _run(stage, clone, scratch, tmp_path)
     eventually_blocking(lambda: _reached(stage, run, tmp_path), 90)
     processes = _processes_of(run)
     ports = _listening(processes)
@@ -87,4 +98,4 @@ def test_interrupting_leaves_nothing_behind(stage: str, scratch: Path, tmp_path:
     assert not alive
     assert [port for port in ports if not is_free(port)] == []
     assert list(scratch.iterdir()) == [], output
-    assert _git_status() == before
+    assert _git_status(clone) == before

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from tessera.local.ports import replace_text
@@ -18,7 +19,11 @@ class Credentials:
 
     def __getitem__(self, name: str) -> str:
         """The secret of this name; it contains only letters and digits, so that it fits every URL and configuration file."""
+        return self.kept(name, lambda: secrets.token_hex(_BYTES))
+
+    def kept(self, name: str, make: Callable[[], str]) -> str:
+        """The secret of this name; `make` gives it the first time."""
         if name not in self._known:
-            self._known[name] = secrets.token_hex(_BYTES)
+            self._known[name] = make()
             replace_text(self._file, json.dumps(self._known, indent=2) + "\n", mode=0o600)
         return self._known[name]

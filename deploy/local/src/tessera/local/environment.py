@@ -1,14 +1,26 @@
 """The variables that a service, a migration and a client need to find the stack."""
 
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from dotenv import dotenv_values
+
+from tessera.local.folders import CHECKOUT
+from tessera.local.ports import LOOPBACK
 
 SERVICES = ("gateway", "tokenizer", "memory", "generator", "retention", "validator")
 RUNTIME_ROLES = ("worker", "client")
 ALL_ROLES = (*RUNTIME_ROLES, "owner")
 DATABASE = "tessera"
+GIVEN = {
+    "KAFKA_BOOTSTRAP_SERVERS": ("KAFKA_BOOTSTRAP_SERVERS", "TESSERA__KAFKA__BOOTSTRAP_SERVERS"),
+    "DATABASE_URL": ("DATABASE_URL", "TESSERA_ADMIN_DATABASE_URL"),
+    "REDIS_URL": ("REDIS_URL", "TESSERA__REDIS__URL"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,3 +65,16 @@ def instance_environment(service: str, instance: str, admin_port: int) -> dict[s
 def service_program(service: str, python: str) -> tuple[str, ...]:
     """How a service is started."""
     return (python, "-c", f"from tessera.{service}.app import main; main()")
+
+
+def given_addresses(ports: Mapping[str, int]) -> dict[str, str]:
+    """Addresses from the environment or `.env`, without those that `make env` exported for our own servers."""
+    own = [re.compile(rf"{LOOPBACK}:{port}(?!\d)") for port in ports.values()]
+    told = {**settings_file(), **os.environ}
+    found = {name: next((told[alias] for alias in aliases if told.get(alias)), None) for name, aliases in GIVEN.items()}
+    return {name: address for name, address in found.items() if address and not any(pattern.search(address) for pattern in own)}
+
+
+def settings_file() -> dict[str, str | None]:
+    """`.env` of the checkout."""
+    return dotenv_values(CHECKOUT / ".env")

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-from dotenv import dotenv_values
 
 from tessera.local.credentials import Credentials
 from tessera.local.environment import (
@@ -22,6 +21,7 @@ from tessera.local.environment import (
     instance_environment,
     password_environment,
     service_program,
+    settings_file,
 )
 from tessera.local.folders import CHECKOUT
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
@@ -33,11 +33,6 @@ from tessera.local.settings import LocalSettings
 from tessera.local.supervision import SERVERS, Program
 from tessera.local.supervision import SERVICES as SERVICE_GROUP
 
-GIVEN = {
-    "KAFKA_BOOTSTRAP_SERVERS": ("KAFKA_BOOTSTRAP_SERVERS", "TESSERA__KAFKA__BOOTSTRAP_SERVERS"),
-    "DATABASE_URL": ("DATABASE_URL", "TESSERA_ADMIN_DATABASE_URL"),
-    "REDIS_URL": ("REDIS_URL", "TESSERA__REDIS__URL"),
-}
 _DRAIN_SECONDS = 30
 
 
@@ -73,7 +68,7 @@ class Plan:
     @cached_property
     def api_key(self) -> str:
         """The development key."""
-        return self.credentials["development_key"]
+        return self.credentials.kept("development_key", _new_api_key)
 
     @cached_property
     def servers(self) -> list[Server]:
@@ -156,7 +151,7 @@ class Plan:
         return Program(instance.name, SERVICE_GROUP, command, stop_seconds=_DRAIN_SECONDS)
 
     def _common(self) -> dict[str, str]:
-        own = {name: value for name, value in _settings_file().items() if name.startswith("TESSERA_") and value}
+        own = {name: value for name, value in settings_file().items() if name.startswith("TESSERA_") and value}
         limits = {
             "TESSERA__TELEMETRY__TRACE_FOLDER": str(self.home / "traces"),
             "TESSERA__TELEMETRY__TRACE_FOLDER_BYTES": str(self.settings.trace_bytes),
@@ -174,19 +169,17 @@ class Plan:
         }
 
 
+def _new_api_key() -> str:
+    """A key in the form that the gateway accepts; only the gateway knows the form."""
+    command = [sys.executable, "-m", "tessera.gateway.development_key"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def port_names(settings: LocalSettings) -> list[str]:
     """Everything that listens."""
     gateways = [f"gateway-{number}" for number in range(1, settings.gateway_processes + 1)]
     services = [service for service in SERVICES if service != "gateway"]
     return ["kafka", "controller", "postgres", "redis", "supervisor", "gateway", *gateways, *services]
-
-
-def given_addresses(ports: Mapping[str, int]) -> dict[str, str]:
-    """Addresses from the environment or `.env`, without those that `make env` exported for our own servers."""
-    own = {f"{LOOPBACK}:{port}" for port in ports.values()}
-    told = {**_settings_file(), **os.environ}
-    found = {name: next((told[alias] for alias in aliases if told.get(alias)), None) for name, aliases in GIVEN.items()}
-    return {name: address for name, address in found.items() if address and not any(mine in address for mine in own)}
 
 
 def digest(paths: Iterable[Path], extra: str = "") -> str:
@@ -198,7 +191,3 @@ def digest(paths: Iterable[Path], extra: str = "") -> str:
             total.update(str(file.relative_to(CHECKOUT)).encode())
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
-
-
-def _settings_file() -> dict[str, str | None]:
-    return dotenv_values(CHECKOUT / ".env")

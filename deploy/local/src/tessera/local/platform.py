@@ -20,11 +20,11 @@ from typing import Any
 
 from tessera.local.console import say, step
 from tessera.local.credentials import Credentials
-from tessera.local.environment import SERVICES
+from tessera.local.environment import SERVICES, given_addresses
 from tessera.local.errors import LocalError, NotReadyError
 from tessera.local.folders import CHECKOUT
 from tessera.local.kafka import cached_distribution, kafka_answers
-from tessera.local.plan import Instance, Plan, digest, given_addresses, port_names
+from tessera.local.plan import Instance, Plan, digest, port_names
 from tessera.local.ports import LOOPBACK, accepts_connections, remembered_ports, replace_text
 from tessera.local.postgres import postgres_answers
 from tessera.local.processes import last_lines, wait_until

@@ -6,10 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -91,6 +93,22 @@ def end(processes: Iterable[psutil.Process], stop_signal: signal.Signals = signa
     psutil.wait_procs(stubborn, grace_seconds)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done, so that cleaning up is never left half done. Only the main thread is interrupted anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
+
+
 class Server(ABC):
     """One server of the stack in one folder. The recipes say what to prepare and run; this class is its life as a child process.
 
@@ -154,26 +172,36 @@ class Server(ABC):
 
     def stop(self) -> None:
         """Ask it to end, kill it after `grace_seconds`, and wait. A server that never started, or has ended, is left alone."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(self.command().stop_signal)
-        try:
-            process.wait(self.grace_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with uninterrupted():
+            process = self._released()
+            if process is None:
+                return
+            if process.poll() is None:
+                process.send_signal(self.command().stop_signal)
+            try:
+                process.wait(self.grace_seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; returns when the process is gone. `start` brings it back on the same data."""
-        process, self._process = self._process, None
+        process = self._released()
         if process is not None:
             process.kill()
             process.wait()
 
     def _launch(self) -> None:
-        self._process = _SPAWNER.submit(spawn, self.command(), self.log).result()
+        _SPAWNER.submit(self._spawn).result()
+
+    def _spawn(self) -> None:
+        self._process = spawn(self.command(), self.log)
+
+    def _released(self) -> subprocess.Popen[bytes] | None:
+        """The child, also one whose start was interrupted, which is then no longer ours to watch."""
+        _SPAWNER.submit(int).result()  # behind a start that is still under way
+        process, self._process = self._process, None
+        return process
 
 
 def spawn(command: Command, log: Path) -> subprocess.Popen[bytes]:

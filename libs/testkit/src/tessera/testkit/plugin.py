@@ -1,7 +1,8 @@
 """The pytest plugin: `pytest_plugins = ["tessera.testkit.plugin"]` in the root conftest."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import pytest
 
@@ -66,3 +67,34 @@ def service_process(stack: Stack) -> Iterator[ServiceFactory]:
             return process
 
         yield start
+
+
+SUITES = ("bench", "chaos", "e2e", "contract", "integration", "unit")
+_ELAPSED = pytest.StashKey[dict[str, tuple[int, float]]]()
+
+
+def suite_of(item: pytest.Item) -> str:
+    """The suite of a test: its marker, else the folder that it lies in, else `unit`."""
+    marked = next((suite for suite in SUITES if item.get_closest_marker(suite)), None)
+    return marked or next((suite for suite in SUITES if suite in item.path.parts), "unit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Add up the time of each suite, fixtures included."""
+    started = time.perf_counter()
+    try:
+        return (yield)
+    finally:
+        elapsed = item.config.stash.setdefault(_ELAPSED, {})
+        count, seconds = elapsed.get(suite_of(item), (0, 0.0))
+        elapsed[suite_of(item)] = (count + 1, seconds + time.perf_counter() - started)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the time of each suite."""
+    elapsed = config.stash.get(_ELAPSED, {})
+    if elapsed:
+        terminalreporter.section("time per suite")
+        for suite, (count, seconds) in sorted(elapsed.items(), key=lambda entry: -entry[1][1]):
+            terminalreporter.write_line(f"{suite:<12} {count:>5} tests {seconds:>8.1f} s")

@@ -1,6 +1,7 @@
 """The stack that tests run against: given addresses, else the local recipes, else containers. Never a skip."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -10,18 +11,21 @@ from pathlib import Path
 
 import psutil
 
+from tessera.local.environment import given_addresses
 from tessera.local.errors import LocalError, MissingToolError
+from tessera.local.folders import home
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution, kafka_answers
 from tessera.local.launch import record
 from tessera.local.ports import free_ports
 from tessera.local.postgres import Postgres, binaries, postgres_answers
-from tessera.local.processes import Server, recorded
+from tessera.local.processes import Server, recorded, uninterrupted
 from tessera.local.redis import Redis, program, redis_answers
 from tessera.local.tools import java
 from tessera.testkit import containers
 
 _PREFIX = "tessera-test-"
 _OWNER = "owner.json"
+_REMOVALS = 5
 _HEAP_MEGABYTES = 320
 _PASSWORD = "only-for-tests"  # noqa: S105 - the server lives for one test run on loopback
 
@@ -44,7 +48,8 @@ class Stack:
     database_url: str = ""
     """Address of an administrator who may create databases and roles."""
     redis_url: str = ""
-    folder: Path = field(default_factory=_folder)
+    folder: Path = Path()
+    """Removed at the end of the run."""
     kafka: Kafka | None = None
     postgres: Postgres | None = None
     redis: Redis | None = None
@@ -52,7 +57,9 @@ class Stack:
 
     def start(self) -> None:
         """Start what is not given and wait until all of it answers. Raises LocalError; leaves nothing behind when it fails. Blocks."""
-        self._cleanup.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        with uninterrupted():
+            self.folder = _folder()
+            self._cleanup.callback(_remove, self.folder)
         try:
             self._start()
         except BaseException:
@@ -61,7 +68,8 @@ class Stack:
 
     def stop(self) -> None:
         """Stop what was started and remove the folder. May be called twice."""
-        self._cleanup.close()
+        with uninterrupted():
+            self._cleanup.close()
 
     def _start(self) -> None:
         for provide in (self._provide_kafka, self._provide_postgres, self._provide_redis):
@@ -116,15 +124,28 @@ def remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.geteuid() and (folder / _OWNER).exists() and recorded(folder / _OWNER) is None:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """A process that has just been told to end may still write: try again until the folder is gone."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _given(variable: str, answers: Callable[[str], bool]) -> str:
-    """The address in the environment, checked; empty when there is none."""
-    address = os.environ.get(variable, "")
+    """The address in the environment, checked; empty when there is none, or when it is that of this checkout's own running platform."""
+    address = given_addresses(_remembered_ports()).get(variable, "")
     if address and not answers(address):
         raise LocalError(f"{variable} is set, but nothing answers there.")
     return address
+
+
+def _remembered_ports() -> dict[str, int]:
+    file = home() / "ports.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _available(*checks: Callable[[], object]) -> bool:
