@@ -1,0 +1,55 @@
+"""`make security`: static analysis, a scan for secrets, and known vulnerabilities of the locked dependencies where a network allows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+_UNREACHABLE = ("ConnectionError", "Failed to connect", "Max retries", "NameResolution", "ServiceError", "Connection refused", "timed out")
+
+
+def static_analysis() -> bool:
+    """bandit over everything that runs."""
+    sources = [str(path) for path in sorted(ROOT.glob("*/*/src"))]
+    done = subprocess.run([f"{BIN}/bandit", "-q", "-r", "-c", "bandit.yaml", *sources], cwd=ROOT, capture_output=True, text=True, check=False)
+    return _told("bandit", done.returncode == 0, done.stdout)
+
+
+def secrets() -> bool:
+    """detect-secrets over every tracked file; what the baseline names was looked at."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    skipped = (".lock", "go.sum", ".gz", ".onnx", ".json", ".xz")
+    files = [name for name in tracked if name and not name.endswith(skipped) and (ROOT / name).is_file()]
+    command = [f"{BIN}/detect-secrets-hook", "--baseline", ".secrets.baseline", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return _told("detect-secrets", done.returncode == 0, done.stdout)
+
+
+def vulnerabilities() -> bool:
+    """pip-audit over the lock; says loudly where no advisory service is reachable."""
+    command = [f"{BIN}/pip-audit", "--requirement", "requirements.lock", "--require-hashes", "--disable-pip", "--format", "json", "--timeout", "10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode and not done.stdout.strip() and any(word in done.stderr for word in _UNREACHABLE):
+        sys.stdout.write("SKIPPED pip-audit: no advisory service is reachable from here\n")
+        return True
+    found = [item for item in json.loads(done.stdout or "{}").get("dependencies", []) if item.get("vulns")]
+    return _told("pip-audit", done.returncode == 0, "\n".join(f"{item['name']} {item['version']}: {item['vulns']}" for item in found) or done.stderr)
+
+
+def _told(name: str, passed: bool, output: str) -> bool:
+    sys.stdout.write(f"{'ok  ' if passed else 'FAIL'} {name}\n{'' if passed else output}")
+    return passed
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    results = [static_analysis(), secrets(), vulnerabilities()]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
