@@ -109,6 +109,8 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", validate_default=True)
     service: ClassVar[str] = ""
+    postgres_required: ClassVar[bool] = True
+    """False where the service's documented degraded mode does without its Postgres: then it stays ready."""
 
     profile: Profile = "development"
     instance: Annotated[str, Field(min_length=1, max_length=128)] = Field(default_factory=_instance)
