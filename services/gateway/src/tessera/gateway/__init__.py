@@ -1,0 +1,1 @@
+"""REST, SSE, authentication, tenants and keys: the only HTTP entrance."""

@@ -1,0 +1,1 @@
+"""Where the gateway meets Kafka, Postgres and the object store."""

@@ -1,0 +1,90 @@
+"""Events, questions and streams over the bus."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+
+from tessera.bus import Bus, Reply
+from tessera.bus.errors import RequestFailedError
+from tessera.contracts.base import EventData, RequestData
+from tessera.contracts.catalogue import ingestion_topic, topic_of
+from tessera.contracts.errors import InvalidError, Problem, RetryableError
+from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, RequestFailed
+from tessera.gateway.domain import errors
+from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.errors import of_problem
+from tessera.gateway.ports import Call, Published
+from tessera.resilience import CircuitOpenError, TimedOutError
+
+
+class BusLog:
+    """Implements `ports.Log`."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._requests = bus.requests
+
+    @property
+    def reply_partition(self) -> int:
+        """The reply partition that this process reads."""
+        return self._requests.reply_partition
+
+    async def publish(
+        self,
+        data: EventData,
+        call: Call,
+        *,
+        event_id: str | None = None,
+        key: bytes | None = None,
+        subject_id: str | None = None,
+        deadline: datetime | None = None,
+    ) -> Published:
+        """A tenant's own ingestion topic takes what is ingested; everything else goes where the catalogue says."""
+        own_topic = ingestion_topic(call.tenant_id) if topic_of(type(data)).name == "ingest" else None
+        with _told():
+            position = await self._bus.publish(
+                data,
+                tenant_id=call.tenant_id,
+                id=event_id,
+                key=key,
+                subject_id=subject_id,
+                request_id=call.request_id,
+                deadline=deadline,
+                topic=own_topic,
+            )
+        return Published(event_id or "", position.topic, position.partition, position.offset)
+
+    async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:
+        """The answer, or the problem as an ApiError."""
+        with _told():
+            return await self._requests.ask(data, tenant_id=call.tenant_id, request_id=call.request_id, timeout=call.patience, key=key)
+
+    @asynccontextmanager
+    async def stream(self, generation_id: str) -> AsyncIterator[AsyncIterator[Located]]:
+        """A failed request of another service ends the generation like a failure of the engine."""
+        async with self._requests.stream(generation_id) as replies:
+            yield _located(replies, generation_id)
+
+
+async def _located(replies: AsyncIterator[Reply[EventData]], generation_id: str) -> AsyncIterator[Located]:
+    async for reply in replies:
+        data = reply.data
+        if isinstance(data, RequestFailed):
+            data = GenerationFailed(generation_id=generation_id, problem=data.problem)
+        if isinstance(data, GenerationChunk | GenerationCompleted | GenerationFailed):
+            yield Located(data, reply.partition, reply.offset)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The bus's errors as answers."""
+    try:
+        yield
+    except RequestFailedError as error:
+        raise of_problem(error.problem, default_status=400) from error
+    except TimedOutError as error:
+        raise errors.timed_out("The service that answers this") from error
+    except (RetryableError, CircuitOpenError) as error:
+        raise errors.unavailable("The event log") from error
+    except InvalidError as error:
+        raise of_problem(Problem.of(error), default_status=400) from error

@@ -1,0 +1,86 @@
+"""Builds the gateway: the only place that knows every part."""
+
+import asyncio
+from datetime import timedelta
+
+from tessera.bus.service import Runtime, run_service
+from tessera.contracts.errors import RetryableError
+from tessera.gateway import consumers
+from tessera.gateway.adapters.log import BusLog
+from tessera.gateway.adapters.objects import StoredDatasets
+from tessera.gateway.adapters.postgres import PostgresKeys, PostgresTenants
+from tessera.gateway.domain import keys
+from tessera.gateway.handlers.access import Authenticator, bootstrap
+from tessera.gateway.handlers.generations import Limits
+from tessera.gateway.ports import Tenants
+from tessera.gateway.routes.application import application
+from tessera.gateway.routes.context import Rooms
+from tessera.gateway.routes.edge import EdgeLimits
+from tessera.gateway.settings import GatewaySettings
+from tessera.storage import ObjectStore
+
+
+def main() -> None:
+    """Runs the gateway until SIGTERM."""
+    run_service(GatewaySettings, build)
+
+
+async def build(runtime: Runtime[GatewaySettings]) -> None:
+    """Puts the parts together."""
+    settings = runtime.settings
+    store = ObjectStore(settings.objects)
+    rooms = _rooms(runtime, store)
+    tables = consumers.register(runtime.bus, rooms.models, rooms.statuses)
+    runtime.add_dependency("objects", required=False, check=store.check)
+    for table in tables:
+        runtime.add_dependency(table.name, required=True, check=table.caught_up)
+    _bootstrap(runtime, rooms.tenants, rooms.authenticator)
+    runtime.add_http_server(application(rooms, _edge_limits(settings)), settings.host, settings.port)
+
+
+def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
+    settings, database, bus = runtime.settings, runtime.database, runtime.bus
+
+    async def ready() -> tuple[bool, str]:
+        report = await runtime.health.ready()
+        return report.ready, report.status
+
+    return Rooms(
+        log=BusLog(bus),
+        tenants=PostgresTenants(database, bus),
+        datasets=StoredDatasets(database, store),
+        authenticator=Authenticator(PostgresKeys(database), settings.pepper),
+        ready=ready,
+        generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
+        patience=timedelta(seconds=settings.question_timeout_seconds),
+        key_environment=settings.key_environment,
+    )
+
+
+def _edge_limits(settings: GatewaySettings) -> EdgeLimits:
+    return EdgeLimits(
+        body_bytes=settings.maximum_body_bytes,
+        upload_bytes=settings.maximum_upload_bytes,
+        body_timeout=timedelta(seconds=settings.body_timeout_seconds),
+    )
+
+
+def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticator: Authenticator) -> None:
+    """Makes the bootstrap key once Kafka and Postgres answer; the gateway is not ready before."""
+    secret = runtime.settings.bootstrap_key
+    key = keys.parse(secret.get_secret_value()) if secret else None
+    if key is None:
+        return
+    made = asyncio.Event()
+
+    async def work(stopping: asyncio.Event) -> None:
+        await bootstrap(tenants, authenticator, runtime.settings.bootstrap_tenant, key)
+        made.set()
+        await stopping.wait()
+
+    async def check() -> None:
+        if not made.is_set():
+            raise RetryableError("the bootstrap key is not stored yet")
+
+    runtime.add_worker("bootstrap", work)
+    runtime.add_dependency("bootstrap key", required=True, check=check)

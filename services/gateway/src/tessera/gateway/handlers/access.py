@@ -1,0 +1,121 @@
+"""Authentication, tenants and keys."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from tessera.gateway.domain import errors, keys
+from tessera.gateway.domain.keys import ApiKey, Principal, StoredKey
+from tessera.gateway.ports import KeyDescription, Keys, Tenant, Tenants
+
+CACHE_FOR = timedelta(seconds=5)
+CACHED_KEYS = 10_000
+
+
+class KeyCache:
+    """Keys looked up within the last `CACHE_FOR`. Unknown ids are not kept, so a new key works at once. For one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: OrderedDict[str, tuple[float, StoredKey]] = OrderedDict()
+
+    def get(self, key_id: str) -> StoredKey | None:
+        """None where it has to be looked up."""
+        entry = self._entries.get(key_id)
+        return entry[1] if entry and self._clock() < entry[0] else None
+
+    def put(self, stored: StoredKey) -> None:
+        """Keeps it for CACHE_FOR."""
+        self.forget(stored.id)
+        self._entries[stored.id] = (self._clock() + CACHE_FOR.total_seconds(), stored)
+        while len(self._entries) > CACHED_KEYS:
+            self._entries.popitem(last=False)
+
+    def forget(self, key_id: str) -> None:
+        """Has it looked up again."""
+        self._entries.pop(key_id, None)
+
+
+class Authenticator:
+    """From a presented key to a principal."""
+
+    def __init__(self, store: Keys, pepper: bytes) -> None:
+        self._store = store
+        self._pepper = pepper
+        self._cache = KeyCache()
+
+    async def principal(self, authorization: str | None) -> Principal:
+        """Raises ApiError 401 for a header that is missing, malformed or not of a live key."""
+        presented = keys.parse(_bearer(authorization))
+        if presented is None:
+            raise errors.invalid_key()
+        stored = self._cache.get(presented.id) or await self._look_up(presented.id)
+        if stored is None or not keys.matches(presented, stored, self._pepper) or not stored.usable(datetime.now(UTC)):
+            raise errors.invalid_key()
+        return Principal(stored.tenant_id, stored.id, stored.scopes)
+
+    def digest(self, key: ApiKey) -> bytes:
+        """What is kept of a new key."""
+        return keys.digest(key.secret, self._pepper)
+
+    def forget(self, key_id: str) -> None:
+        """This process asks the database again; others do so within CACHE_FOR."""
+        self._cache.forget(key_id)
+
+    async def _look_up(self, key_id: str) -> StoredKey | None:
+        stored = await self._store.find(key_id)
+        if stored is not None:
+            self._cache.put(stored)
+        return stored
+
+
+def _bearer(authorization: str | None) -> str:
+    if not authorization:
+        raise errors.missing_key()
+    scheme, _, credential = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise errors.missing_key()
+    return credential.strip()
+
+
+async def create_tenant(tenants: Tenants, tenant_id: str, name: str, request_id: str) -> Tenant:
+    """Raises ApiError 409 `tenant_exists`."""
+    tenant = Tenant(tenant_id, name, "active", datetime.now(UTC))
+    if not await tenants.create(tenant, request_id):
+        raise errors.ApiError(409, "tenant_exists", f"The tenant '{tenant_id}' exists already.", param="id")
+    return tenant
+
+
+async def create_key(
+    tenants: Tenants,
+    authenticator: Authenticator,
+    *,
+    tenant_id: str,
+    name: str,
+    environment: str,
+    scopes: tuple[str, ...],
+    expires_at: datetime | None,
+) -> tuple[KeyDescription, ApiKey]:
+    """A new key; the second part is shown once and kept nowhere. Raises ApiError 404 for a tenant that does not exist."""
+    key = keys.generate(environment)
+    description = KeyDescription(tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None)
+    if not await tenants.add_key(description, authenticator.digest(key)):
+        raise errors.not_found("tenant_not_found", f"The tenant '{tenant_id}'")
+    return description, key
+
+
+async def revoke_key(tenants: Tenants, authenticator: Authenticator, key_id: str) -> None:
+    """Raises ApiError 404 `key_not_found`."""
+    revoked = await tenants.revoke_key(key_id, datetime.now(UTC))
+    authenticator.forget(key_id)
+    if not revoked:
+        raise errors.not_found("key_not_found", f"The key '{key_id}'")
+
+
+async def bootstrap(tenants: Tenants, authenticator: Authenticator, tenant_id: str, key: ApiKey) -> None:
+    """Makes the development tenant and its key with every scope. Safe to repeat, also by several replicas at once."""
+    now = datetime.now(UTC)
+    await tenants.create(Tenant(tenant_id, tenant_id, "active", now), None)
+    description = KeyDescription(tenant_id, key.id, "development", key.environment, keys.SCOPES, now, None, None)
+    await tenants.add_key(description, authenticator.digest(key))

@@ -1,0 +1,133 @@
+"""What the handlers need from the world outside. Every method may raise ApiError 503 when its dependency cannot be reached."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import BinaryIO, Protocol
+
+from tessera.contracts.base import EventData, RequestData
+from tessera.contracts.events import DatasetReference
+from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.keys import StoredKey
+
+
+@dataclass(frozen=True)
+class Call:
+    """The request being served, as its events carry it."""
+
+    tenant_id: str
+    request_id: str
+    patience: timedelta = timedelta(seconds=15)
+    """Longest wait for an answer."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant's row."""
+
+    id: str
+    name: str
+    state: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class KeyDescription:
+    """A key's row without its digest."""
+
+    tenant_id: str
+    id: str
+    name: str
+    environment: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where an event went."""
+
+    event_id: str
+    topic: str
+    partition: int
+    offset: int
+
+
+class Log(Protocol):
+    """Events, questions and streams over the bus."""
+
+    @property
+    def reply_partition(self) -> int:
+        """The reply partition that this process reads."""
+        ...
+
+    async def publish(
+        self,
+        data: EventData,
+        call: Call,
+        *,
+        event_id: str | None = None,
+        key: bytes | None = None,
+        subject_id: str | None = None,
+        deadline: datetime | None = None,
+    ) -> Published:
+        """Returns once every in-sync replica has it. Raises ApiError 413 for an event that is too large."""
+        ...
+
+    async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:
+        """The answer. Raises ApiError with the answering service's problem, or 504 `timed_out` when the caller's patience is over."""
+        ...
+
+    def stream(self, generation_id: str) -> AbstractAsyncContextManager[AsyncIterator[Located]]:
+        """Every reply of a generation from the moment the context is entered: enter it before publishing the request."""
+        ...
+
+
+class Tenants(Protocol):
+    """Tenants and keys, for the operator."""
+
+    async def create(self, tenant: Tenant, request_id: str | None) -> bool:
+        """Makes the topics, then the row and its event in one transaction. False where the tenant exists already."""
+        ...
+
+    async def list(self, *, after: str | None, limit: int) -> Sequence[Tenant]:
+        """By id, those after `after`."""
+        ...
+
+    async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
+        """False where the tenant does not exist. Adding the same id again hashes it anew."""
+        ...
+
+    async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Sequence[KeyDescription]:
+        """A tenant's keys by id, revoked ones included."""
+        ...
+
+    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+        """False where no such key exists; revoking twice keeps the first moment."""
+        ...
+
+
+class Keys(Protocol):
+    """The look-up of authentication."""
+
+    async def find(self, key_id: str) -> StoredKey | None:
+        """The key by its public id, of whichever tenant."""
+        ...
+
+
+class Datasets(Protocol):
+    """Uploaded datasets."""
+
+    async def save(self, tenant_id: str, dataset_id: str, file_format: str, file: BinaryIO) -> DatasetReference:
+        """Stores the file, then its row; the same id again gives the same dataset.
+
+        Raises ApiError 400 `empty_file`, 409 for another file.
+        """
+        ...
+
+    async def find(self, tenant_id: str, dataset_id: str) -> DatasetReference | None:
+        """None where this tenant has no such dataset."""
+        ...

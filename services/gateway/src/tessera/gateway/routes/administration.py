@@ -1,0 +1,146 @@
+"""`/v1/tenants`, `/v1/keys`, `/v1/status`, `/health`."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from tessera.contracts.base import TenantId
+from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
+from tessera.gateway.handlers import access
+from tessera.gateway.ports import KeyDescription, Tenant
+from tessera.gateway.routes.context import Operator, rooms_of
+from tessera.gateway.routes.schemas.administration import (
+    HealthView,
+    KeyBody,
+    KeyPage,
+    KeyView,
+    NewKeyView,
+    ReplicaView,
+    ServiceView,
+    StatusView,
+    TenantBody,
+    TenantPage,
+    TenantView,
+)
+
+router = APIRouter(tags=["administration"])
+
+Row = TypeVar("Row", Tenant, KeyDescription)
+Limit = Annotated[int, Query(ge=1, le=200)]
+After = Annotated[str | None, Query(max_length=128, description="next_cursor of the page before.")]
+
+
+@router.post("/v1/tenants", status_code=201)
+async def create_tenant(body: TenantBody, caller: Operator) -> TenantView:
+    """Make a tenant: its topics, its row and the event that tells the other services."""
+    return _tenant_view(await access.create_tenant(caller.rooms.tenants, body.id, body.name or body.id, caller.call.request_id))
+
+
+@router.get("/v1/tenants")
+async def list_tenants(caller: Operator, limit: Limit = 50, after: After = None) -> TenantPage:
+    """Tenants by id."""
+    rows, has_more = _page(await caller.rooms.tenants.list(after=after, limit=limit + 1), limit)
+    return TenantPage(data=[_tenant_view(row) for row in rows], has_more=has_more, next_cursor=rows[-1].id if has_more else None)
+
+
+@router.post("/v1/keys", status_code=201)
+async def create_key(body: KeyBody, caller: Operator) -> NewKeyView:
+    """Make a key. Its text is in this answer and nowhere else."""
+    description, key = await access.create_key(
+        caller.rooms.tenants,
+        caller.rooms.authenticator,
+        tenant_id=body.tenant_id or caller.tenant_id,
+        name=body.name,
+        environment=caller.rooms.key_environment,
+        scopes=tuple(dict.fromkeys(body.scopes)),
+        expires_at=body.expires_at,
+    )
+    return NewKeyView(key=key.reveal(), **_key_fields(description))
+
+
+@router.get("/v1/keys")
+async def list_keys(
+    caller: Operator,
+    tenant_id: Annotated[TenantId | None, Query(description="Whose keys; your own tenant's where absent.")] = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> KeyPage:
+    """A tenant's keys by id, revoked ones included."""
+    rows, has_more = _page(await caller.rooms.tenants.list_keys(tenant_id or caller.tenant_id, after=after, limit=limit + 1), limit)
+    return KeyPage(data=[KeyView(**_key_fields(row)) for row in rows], has_more=has_more, next_cursor=rows[-1].id if has_more else None)
+
+
+@router.delete("/v1/keys/{key_id}", status_code=204)
+async def revoke_key(key_id: Annotated[str, Path(min_length=1, max_length=64)], caller: Operator) -> Response:
+    """Revoke a key: it opens nothing any more on this replica now, on every other within five seconds."""
+    await access.revoke_key(caller.rooms.tenants, caller.rooms.authenticator, key_id)
+    return Response(status_code=204)
+
+
+@router.get("/v1/status")
+async def retrieve_status(caller: Operator) -> StatusView:
+    """Each service with its replicas, their dependencies and lag."""
+    now = datetime.now(UTC)
+    services = caller.rooms.statuses.overview(now)
+    return StatusView(
+        status=_overall(services),
+        checked_at=now.isoformat().replace("+00:00", "Z"),
+        models=len(caller.rooms.models.all()),
+        services=[_service_view(service) for service in services],
+    )
+
+
+@router.get("/health", responses={503: {"model": HealthView}})
+async def health(request: Request, response: Response) -> HealthView:
+    """Whether this gateway can serve. Public: it names no dependency."""
+    ready, word = await rooms_of(request).ready()
+    response.status_code = 200 if ready else 503
+    return HealthView(status=word)
+
+
+def _page(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], bool]:
+    return rows[:limit], len(rows) > limit
+
+
+def _tenant_view(tenant: Tenant) -> TenantView:
+    return TenantView.model_validate({"id": tenant.id, "name": tenant.name, "status": tenant.state, "created_at": tenant.created_at})
+
+
+def _key_fields(key: KeyDescription) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "tenant_id": key.tenant_id,
+        "name": key.name,
+        "environment": key.environment,
+        "scopes": list(key.scopes),
+        "status": _key_status(key, datetime.now(UTC)),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
+def _key_status(key: KeyDescription, now: datetime) -> Literal["active", "expired", "revoked"]:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "active"
+
+
+def _overall(services: list[ServiceOverview]) -> Literal["ok", "degraded", "unavailable"]:
+    if not serving(services):
+        return "unavailable"
+    replicas = (replica.state for service in services for replica in service.replicas)
+    return "ok" if all(state == "ready" for state in replicas) else "degraded"
+
+
+def _service_view(service: ServiceOverview) -> ServiceView:
+    return ServiceView(
+        service=service.service, status=service.state, lag=service.lag, replicas=[_replica_view(replica) for replica in service.replicas]
+    )
+
+
+def _replica_view(replica: Replica) -> ReplicaView:
+    fields = replica.status.model_dump(mode="json", exclude={"service", "state"})
+    return ReplicaView(status=replica.state, **fields)

@@ -1,0 +1,106 @@
+"""The HTTP application: routes, the error object, the OpenAPI document."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp
+
+from tessera.gateway.routes import administration, generations, governance, memories, problems, texts
+from tessera.gateway.routes.context import Require, Rooms
+from tessera.gateway.routes.edge import Edge, EdgeLimits
+from tessera.gateway.routes.schemas.common import ErrorBody
+
+VERSION: Final = "0.1.0"
+
+_ROUTERS: Final = (generations.router, texts.router, memories.router, governance.router, administration.router)
+_ERROR: Final = {"$ref": "#/components/schemas/ErrorBody"}
+_ERRORS: Final = {
+    "400": "The request cannot be honoured; `code` and `param` say why.",
+    "401": "No valid API key.",
+    "403": "The key lacks the scope.",
+    "404": "No such thing in your tenant.",
+    "413": "The body is too large.",
+    "429": "Too many requests.",
+    "500": "A fault of the server.",
+    "503": "A service that is needed cannot be reached; see Retry-After.",
+    "504": "No answer in time.",
+}
+_PUBLIC_ERRORS: Final = ("500", "503")
+
+
+def application(rooms: Rooms, limits: EdgeLimits) -> ASGIApp:
+    """The whole HTTP face of the gateway, ready for a server."""
+    return Edge(api(rooms), limits)
+
+
+def api(rooms: Rooms) -> FastAPI:
+    """The routes without the edge."""
+    app = FastAPI(
+        title="Tessera",
+        version=VERSION,
+        summary="An OpenAI-compatible API over an event log.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.rooms = rooms
+    for router in _ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # the documented way to change the document
+    return app
+
+
+def api_routes() -> Iterator[APIRoute]:
+    """Every route of the public API."""
+    for router in _ROUTERS:
+        yield from (route for route in router.routes if isinstance(route, APIRoute))
+
+
+def required_scope(route: APIRoute) -> str | None:
+    """The scope that a key needs for this route; None for a public one."""
+    return next((dependant.call.scope for dependant in _dependants(route.dependant) if isinstance(dependant.call, Require)), None)
+
+
+def _dependants(root: Dependant) -> Iterator[Dependant]:
+    yield root
+    for child in root.dependencies:
+        yield from _dependants(child)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes, separate_input_output_schemas=False
+        )
+        _describe_errors(document)
+        for route in api_routes():
+            _describe_route(document, route)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _describe_errors(document: dict[str, Any]) -> None:
+    """The error object takes the place of FastAPI's own."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(error.pop("$defs"))
+    schemas["ErrorBody"] = error
+
+
+def _describe_route(document: dict[str, Any], route: APIRoute) -> None:
+    scope = required_scope(route)
+    for method in route.methods or ():
+        operation = document["paths"][route.path_format][method.lower()]
+        operation["responses"].pop("422", None)
+        for status in _ERRORS if scope else _PUBLIC_ERRORS:
+            operation["responses"].setdefault(status, {"description": _ERRORS[status], "content": {"application/json": {"schema": _ERROR}}})
+        if scope:
+            operation["x-required-scope"] = scope

@@ -1,0 +1,90 @@
+"""`/v1/chat/completions` and `/v1/completions`."""
+
+import time
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tessera.contracts.events import Capability, GenerationRequested, ModelReference
+from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
+from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.handlers.generations import Generation, generation_id
+from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
+from tessera.gateway.routes.schemas.generations import (
+    ChatCompletionBody,
+    ChatCompletionView,
+    CompletionBody,
+    CompletionView,
+    GenerationBody,
+)
+from tessera.gateway.routes.streaming import EventStream, unless_disconnected
+
+router = APIRouter(tags=["generation"])
+
+_STREAM: Final[dict[str, Any]] = {
+    "text/event-stream": {
+        "schema": {"type": "string"},
+        "example": 'id: 0199.3.17.0\ndata: {"choices":[{"index":0,"delta":{"content":"Hello"}}]}\n\ndata: [DONE]\n\n',
+    }
+}
+
+
+@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletionView, "content": _STREAM}})
+async def create_chat_completion(
+    body: ChatCompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Answer a chat, streamed or not. With `tessera.memory` the answer is grounded on recalled memories."""
+    model = _model(caller, body, "chat")
+    accepted = _accepted(caller, body, model, idempotency_key, messages=body.checked_messages())
+    return await _respond(request, caller, body, accepted, "chat")
+
+
+@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionView, "content": _STREAM}})
+async def create_completion(body: CompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None) -> Response:
+    """Continue a text, streamed or not."""
+    model = _model(caller, body, "completion")
+    accepted = _accepted(caller, body, model, idempotency_key, prompt=body.text())
+    return await _respond(request, caller, body, accepted, "text")
+
+
+def _model(caller: Caller, body: GenerationBody, capability: Capability) -> ModelReference:
+    model = caller.rooms.models.offering(body.model, capability).declaration.model
+    body.check(model)
+    return model
+
+
+def _accepted(
+    caller: Caller, body: GenerationBody, model: ModelReference, idempotency_key: str | None, **content: Any
+) -> GenerationRequested:
+    return GenerationRequested(
+        reply_partition=caller.rooms.log.reply_partition,
+        generation_id=generation_id(caller.tenant_id, idempotency_key),
+        model=model,
+        parameters=body.parameters(),
+        stream=body.streams,
+        memory=body.grounding(),
+        **content,
+    )
+
+
+async def _respond(request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, form: Form) -> Response:
+    answer = Answer(form, accepted.generation_id, body.model, int(time.time()), body.wants_usage)
+    generation = Generation(caller.rooms.log, accepted, caller.call, caller.rooms.generation)
+    if not body.streams:
+        return await unless_disconnected(request, _whole(generation, answer))
+    try:
+        await generation.open()
+    except BaseException:
+        await generation.close()
+        raise
+    return EventStream(generation, generation.frames(StreamedAnswer(answer)))
+
+
+async def _whole(generation: Generation, answer: Answer) -> Response:
+    try:
+        await generation.open()
+        completed = await generation.completed()
+    finally:
+        await generation.close()
+    return Response(encode_json(answer.whole(completed)), media_type="application/json")

@@ -1,0 +1,121 @@
+"""Tenants, keys and the state of the system."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, field_validator
+
+from tessera.contracts.base import Name, TenantId
+from tessera.contracts.events import ConsumerStatus, DependencyStatus
+from tessera.gateway.domain.keys import DEFAULT_SCOPES
+from tessera.gateway.routes.schemas.common import Body, View, examples
+
+Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin"]
+
+
+class TenantBody(Body):
+    """`POST /v1/tenants`."""
+
+    model_config = examples({"id": "acme", "name": "Acme Ltd"})
+
+    id: Annotated[TenantId, Field(description="Lower-case letters, digits, - and _; part of the tenant's topic names.")]
+    name: Name | None = None
+
+
+class TenantView(View):
+    """A tenant."""
+
+    id: str
+    name: str
+    status: Literal["active", "suspended"]
+    created_at: datetime
+
+
+class TenantPage(View):
+    """Tenants by id."""
+
+    data: list[TenantView]
+    has_more: bool
+    next_cursor: str | None
+
+
+class KeyBody(Body):
+    """`POST /v1/keys`."""
+
+    model_config = examples({"tenant_id": "acme", "name": "web shop", "scopes": ["inference", "memory:read"]})
+
+    tenant_id: Annotated[TenantId | None, Field(description="Whose key; your own tenant's where absent.")] = None
+    name: Name = "unnamed"
+    scopes: Annotated[list[Scope], Field(min_length=1, default_factory=lambda: list(DEFAULT_SCOPES))]
+    expires_at: AwareDatetime | None = None
+
+    @field_validator("expires_at")
+    @classmethod
+    def _in_the_future(cls, moment: datetime | None) -> datetime | None:
+        if moment is not None and moment <= datetime.now(UTC):
+            raise ValueError("expires_at must be in the future")
+        return moment
+
+
+class KeyView(View):
+    """A key without its secret."""
+
+    id: str
+    tenant_id: str
+    name: str
+    environment: str
+    scopes: list[str]
+    status: Literal["active", "expired", "revoked"]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewKeyView(KeyView):
+    """A new key: `key` is shown this once."""
+
+    key: str
+
+
+class KeyPage(View):
+    """A tenant's keys by id."""
+
+    data: list[KeyView]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ReplicaView(View):
+    """One process of a service; `lost` where it has not reported for 30 seconds."""
+
+    instance: str
+    status: str
+    version: str
+    started_at: str
+    reported_at: str
+    dependencies: list[DependencyStatus]
+    consumers: list[ConsumerStatus]
+
+
+class ServiceView(View):
+    """One service: as good as its best replica; `missing` where none ever reported."""
+
+    service: str
+    status: str
+    lag: Annotated[int, Field(description="Events waiting in all of its consumers.")]
+    replicas: list[ReplicaView]
+
+
+class StatusView(View):
+    """The whole system."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    checked_at: str
+    models: int
+    services: list[ServiceView]
+
+
+class HealthView(View):
+    """Whether this gateway can serve."""
+
+    status: str

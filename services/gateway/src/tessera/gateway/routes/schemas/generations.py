@@ -1,0 +1,338 @@
+"""Chat completions and completions: every field of the published API, and `tessera`.
+
+A field is honoured, handed to the provider as it came, or refused with the reason. Hints that cannot change an answer are accepted
+everywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, JsonValue, StringConstraints
+
+from tessera.contracts.events import ChatMessage, GenerationParameters, MemoryGrounding, ModelReference
+from tessera.gateway.domain.errors import ApiError, unsupported
+from tessera.gateway.routes.schemas.common import Body, ModelId, Object, Real, Truth, View, Whole, Wide, examples
+
+LOCAL_PROVIDER: Final = "local"
+
+# Hints for a provider's operation: no answer depends on them, so an engine may leave them aside.
+_HINTS: Final = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "service_tier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    }
+)
+# What changes the answer: handed to a remote provider, refused for the local engines. The value is the one that asks for nothing.
+_PROVIDER_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "prediction": (),
+    "web_search_options": (),
+    "suffix": ("",),
+}
+# What no path through the log carries yet.
+_NOWHERE: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "store": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+    "moderation": (),
+}
+
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class MemoryOptions(Body):
+    """Ground the answer on recalled memories. Without this object memory is not asked."""
+
+    query: Annotated[
+        str | None, Field(min_length=1, max_length=10_000, description="What to recall; the last user message where absent.")
+    ] = None
+    limit: Annotated[Whole, Field(ge=1, le=50)] = 5
+    token_budget: Annotated[Whole, Field(ge=1, le=100_000)] = 2_000
+    conversation_id: Annotated[str | None, Field(min_length=1, max_length=128, description="Only memories of this conversation.")] = None
+
+
+class TesseraOptions(Body):
+    """What the published API has no words for."""
+
+    memory: MemoryOptions | None = None
+
+
+class StreamOptions(Body):
+    """Options of a stream."""
+
+    include_usage: Truth | None = None
+    include_obfuscation: Truth | None = None
+
+
+class GenerationBody(Body):
+    """Fields that chat completions and completions share."""
+
+    model: ModelId
+    max_tokens: Annotated[Whole | None, Field(ge=1)] = None
+    temperature: Annotated[Real | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[Real | None, Field(gt=0, le=1)] = None
+    stop: StopSequence | Annotated[list[StopSequence], Field(max_length=4)] | None = None
+    seed: Wide | None = None
+    stream: Truth | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[Whole | None, Field(ge=1, le=128)] = None
+    frequency_penalty: Annotated[Real | None, Field(ge=-2, le=2)] = None
+    presence_penalty: Annotated[Real | None, Field(ge=-2, le=2)] = None
+    logit_bias: dict[str, Annotated[Real, Field(ge=-100, le=100)]] | None = None
+    user: Annotated[str | None, Field(max_length=512)] = None
+    tessera: TesseraOptions | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether server-sent events are wanted."""
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with the figures."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self, model: ModelReference) -> None:
+        """Raises ApiError 400 for what this model's path cannot honour."""
+        if self.stream_options is not None and not self.streams:
+            raise unsupported("stream_options", "It is only allowed when 'stream' is enabled.")
+        self._refuse(_NOWHERE, "It is not supported by this server yet.")
+        if model.provider.startswith(LOCAL_PROVIDER):
+            self._refuse(_PROVIDER_ONLY, f"The model '{model.model_id}' cannot honour it.")
+
+    def parameters(self) -> GenerationParameters:
+        """How to generate, as it travels to the provider."""
+        return GenerationParameters(
+            max_tokens=self.token_limit,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=self._stops(),
+            seed=self.seed,
+            extra=self._extra(),
+        )
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate."""
+        return self.max_tokens
+
+    def grounding(self) -> MemoryGrounding | None:
+        """What to recall; None where memory is not asked."""
+        options = self.tessera.memory if self.tessera else None
+        return None if options is None else MemoryGrounding.model_validate(options.model_dump())
+
+    def _stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def _refuse(self, refused: Mapping[str, tuple[Any, ...]], why: str) -> None:
+        for name, neutral in refused.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in neutral:
+                raise unsupported(name, why)
+
+    def _extra(self) -> dict[str, JsonValue]:
+        given = self.model_dump(include={*_HINTS, *_PROVIDER_ONLY}, exclude_unset=True)
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class MessageBody(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[
+        str | Annotated[list[Object], Field(min_length=1, max_length=256)] | None,
+        Field(description="Text, or the parts of the published API."),
+    ] = None
+    name: Annotated[str | None, Field(min_length=1, max_length=128)] = None
+    tool_calls: Annotated[list[Object] | None, Field(max_length=128)] = None
+    tool_call_id: Annotated[str | None, Field(min_length=1, max_length=128)] = None
+    refusal: str | None = None
+    annotations: list[Object] | None = None
+    function_call: Object | None = None
+    audio: Object | None = None
+
+    def checked(self, position: int) -> ChatMessage:
+        """The message as it travels. Raises ApiError 400 for what is missing or cannot be carried."""
+        where = f"messages[{position}]"
+        for name in ("function_call", "audio"):
+            if getattr(self, name) is not None:
+                raise unsupported(f"{where}.{name}", "Use tool calls or text.")
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ApiError(400, "missing_required_parameter", f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
+        return ChatMessage(
+            role=self.role,
+            content=tuple(self.content) if isinstance(self.content, list) else self.content,
+            name=self.name,
+            tool_calls=None if self.tool_calls is None else tuple(self.tool_calls),
+            tool_call_id=self.tool_call_id,
+        )
+
+
+class ChatCompletionBody(GenerationBody):
+    """`POST /v1/chat/completions`."""
+
+    model_config = examples(
+        {
+            "model": "local/quote",
+            "messages": [{"role": "user", "content": "Where is the key to the archive?"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "tessera": {"memory": {"limit": 5}},
+        }
+    )
+
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=2048)]
+    max_completion_tokens: Annotated[Whole | None, Field(ge=1)] = None
+    audio: Object | None = None
+    function_call: str | Object | None = None
+    functions: list[Object] | None = None
+    logprobs: Truth | None = None
+    top_logprobs: Annotated[Whole | None, Field(ge=0, le=20)] = None
+    metadata: dict[str, str] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    moderation: Object | None = None
+    parallel_tool_calls: Truth | None = None
+    prediction: Object | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Object | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    reasoning_effort: Annotated[str | None, Field(max_length=32)] = None
+    response_format: Object | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: Truth | None = None
+    tool_choice: str | Object | None = None
+    tools: Annotated[list[Object] | None, Field(max_length=128)] = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: Object | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """Its newer name counts too."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def check(self, model: ModelReference) -> None:
+        """Raises ApiError 400 for what this model's path cannot honour."""
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise unsupported("max_tokens", "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.")
+        super().check(model)
+
+    def checked_messages(self) -> tuple[ChatMessage, ...]:
+        """The messages as they travel."""
+        return tuple(message.checked(position) for position, message in enumerate(self.messages))
+
+
+class CompletionBody(GenerationBody):
+    """`POST /v1/completions`."""
+
+    model_config = examples({"model": "local/ngram", "prompt": "The archive", "max_tokens": 16, "stop": ["."]})
+
+    prompt: Annotated[
+        str | Annotated[list[str], Field(min_length=1)] | list[Whole] | list[list[Whole]],
+        Field(description="Text, or a list with one text. Token ids are refused: decode them first."),
+    ]
+    best_of: Annotated[Whole | None, Field(ge=1, le=20)] = None
+    echo: Truth | None = None
+    logprobs: Annotated[Whole | None, Field(ge=0, le=5)] = None
+    suffix: str | None = None
+
+    def text(self) -> str:
+        """The one prompt. Raises ApiError 400 for several, or for token ids."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
+            raise ApiError(400, "unsupported_value", "Only one prompt per request is supported by this server yet.", param="prompt")
+        if not prompts or not isinstance(prompts[0], str):
+            raise ApiError(
+                400, "unsupported_value", "Token ids are not supported here; turn them into text with /v1/detokenize.", param="prompt"
+            )
+        return prompts[0]
+
+
+class UsageView(View):
+    """Tokens, and where the figures come from."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    source: Literal["counted", "provider", "estimated"]
+
+
+class GroundingView(View):
+    """What memory contributed."""
+
+    recall: Literal["not_asked", "complete", "degraded"]
+    source_ids: list[str]
+
+
+class AssistantMessageView(View):
+    """The answer of a chat."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+
+
+class ChatChoiceView(View):
+    """One answer."""
+
+    index: int
+    message: AssistantMessageView
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    logprobs: None
+
+
+class ChatCompletionView(View):
+    """An answer that was not streamed; a stream sends `chat.completion.chunk` objects as server-sent events."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoiceView]
+    usage: UsageView
+    system_fingerprint: str | None
+    tessera: GroundingView
+
+
+class TextChoiceView(View):
+    """One completion."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length", "content_filter", "tool_calls"] | None
+    logprobs: None
+
+
+class CompletionView(View):
+    """A text completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoiceView]
+    usage: UsageView
+    system_fingerprint: str | None
+    tessera: GroundingView

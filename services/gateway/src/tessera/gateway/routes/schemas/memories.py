@@ -1,0 +1,183 @@
+"""Ingestion and search. The fields of an item are those of its event."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from tessera.contracts.base import Name, Text
+from tessera.contracts.errors import Problem
+from tessera.contracts.events import (
+    DocumentPublished,
+    EntityPublished,
+    MemoryKind,
+    MessagePublished,
+    RecallFilter,
+    RecallScores,
+    RelationPublished,
+)
+from tessera.gateway.handlers.memories import Ingested
+from tessera.gateway.routes.schemas.common import Body, View, Whole, examples
+
+EventId = Annotated[
+    Text | None, Field(min_length=1, max_length=255, description="Your own id: the same id and body again changes nothing.")
+]
+SubjectId = Annotated[Name | None, Field(description="Whom the data is about: the unit of erasure.")]
+
+_OWN_FIELDS = frozenset({"type", "id", "subject_id"})
+
+
+class MessageItem(MessagePublished):
+    """Somebody said something in a conversation."""
+
+    model_config = examples(
+        {
+            "type": "message",
+            "conversation_id": "visit-1",
+            "role": "user",
+            "content": "The key is under the third stone.",
+        }
+    )
+
+    type: Literal["message"]
+    id: EventId = None
+    subject_id: SubjectId = None
+
+
+class DocumentItem(DocumentPublished):
+    """A longer text, which is split into chunks."""
+
+    type: Literal["document"]
+    id: EventId = None
+    subject_id: SubjectId = None
+
+
+class EntityItem(EntityPublished):
+    """A named thing."""
+
+    type: Literal["entity"]
+    id: EventId = None
+    subject_id: SubjectId = None
+
+
+class RelationItem(RelationPublished):
+    """A typed, weighted, dated edge between two entities."""
+
+    type: Literal["relation"]
+    id: EventId = None
+    subject_id: SubjectId = None
+
+
+IngestionItem = Annotated[MessageItem | DocumentItem | EntityItem | RelationItem, Field(discriminator="type")]
+ITEMS: TypeAdapter[MessageItem | DocumentItem | EntityItem | RelationItem] = TypeAdapter(IngestionItem)
+
+_EVENTS: dict[str, type[Ingested]] = {
+    "message": MessagePublished,
+    "document": DocumentPublished,
+    "entity": EntityPublished,
+    "relation": RelationPublished,
+}
+
+
+def event_of(item: MessageItem | DocumentItem | EntityItem | RelationItem) -> Ingested:
+    """The event that an item becomes."""
+    return _EVENTS[item.type].model_validate(item.model_dump(exclude=set(_OWN_FIELDS)))
+
+
+class BatchBody(Body):
+    """`POST /v1/memories/batch`: each item is judged on its own."""
+
+    model_config = examples(
+        {
+            "items": [
+                {"type": "entity", "entity_id": "ada", "name": "Ada Lovelace", "kind": "person"},
+                {"type": "relation", "source_entity_id": "ada", "relation": "wrote_about", "target_entity_id": "analytical-engine"},
+            ]
+        }
+    )
+
+    items: Annotated[list[Any], Field(min_length=1, max_length=500, description="Items as `POST /v1/memories` takes them.")]
+
+
+class ConsistencyView(View):
+    """How to see that a write has arrived: it is admitted after this answer, not before."""
+
+    level: Literal["eventual"] = "eventual"
+    token: Annotated[str, Field(description="Stands for this write until it is admitted.")]
+    status_url: str
+
+
+class AcceptedView(View):
+    """The event is in the log."""
+
+    event_id: str
+    status: Literal["accepted"] = "accepted"
+    consistency: ConsistencyView
+
+
+class BatchItemView(View):
+    """What became of one item."""
+
+    index: int
+    status: Literal["accepted", "refused", "failed"]
+    event_id: str | None = None
+    consistency: ConsistencyView | None = None
+    error: dict[str, str | None] | None = None
+
+
+class BatchView(View):
+    """One result per item, in order."""
+
+    accepted: int
+    refused: int
+    failed: int
+    data: list[BatchItemView]
+
+
+class IngestionView(View):
+    """Where an ingested event stands."""
+
+    event_id: str
+    status: Annotated[
+        Literal["unknown", "applied", "searchable", "refused"],
+        Field(description="unknown: not admitted yet, or never published; applied: stored; searchable: embedded too; refused: see reason."),
+    ]
+    memory_ids: list[str]
+    reason: Problem | None
+
+
+class SearchBody(Body):
+    """`POST /v1/memories/search`."""
+
+    model_config = examples({"query": "Where is the key?", "limit": 5, "filter": {"kinds": ["message"]}})
+
+    query: Annotated[Text, Field(min_length=1, max_length=10_000)]
+    limit: Annotated[Whole, Field(ge=1, le=100)] = 10
+    filter: RecallFilter = RecallFilter()
+
+
+class MemoryView(View):
+    """One memory that was found. `scores` says why it ranks where it does: the parts add up to `total`."""
+
+    id: str
+    kind: MemoryKind
+    text: str
+    scores: RecallScores
+    occurred_at: str
+    importance: float
+    origin_id: Annotated[str, Field(description="Id of the event it came from.")]
+    conversation_id: str | None = None
+    role: str | None = None
+    speaker: str | None = None
+    document_id: str | None = None
+    title: str | None = None
+    chunk_index: int | None = None
+    entity_id: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class SearchView(View):
+    """Memories, best first."""
+
+    object: Literal["list"] = "list"
+    data: list[MemoryView]
+    degraded: Annotated[list[str], Field(description="Dependencies that were missing; empty when the search was complete.")]

@@ -1,0 +1,129 @@
+"""`/v1/models`, `/v1/embeddings`, `/v1/tokenize`, `/v1/detokenize`."""
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from fastapi import APIRouter
+
+from tessera.contracts.events import EmbeddingCompleted, TokenizationCompleted
+from tessera.gateway.domain.directories import DeclaredModel
+from tessera.gateway.domain.errors import ApiError, unsupported
+from tessera.gateway.handlers import texts
+from tessera.gateway.routes.context import Caller, Inference
+from tessera.gateway.routes.schemas.texts import (
+    DetokenizeBody,
+    EmbeddingBody,
+    EmbeddingList,
+    EmbeddingUsage,
+    EmbeddingView,
+    ModelDetails,
+    ModelList,
+    ModelView,
+    TokenizationView,
+    TokenizeBody,
+)
+
+router = APIRouter(tags=["models and text"])
+
+DEFAULT_ENCODING: Final = "o200k_base"
+
+
+@router.get("/v1/models")
+async def list_models(caller: Inference) -> ModelList:
+    """Every model on offer, and what each is."""
+    return ModelList(data=[_model_view(model) for model in caller.rooms.models.all()])
+
+
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, caller: Inference) -> ModelView:
+    """One model."""
+    return _model_view(caller.rooms.models.find(model))
+
+
+@router.post("/v1/embeddings")
+async def create_embedding(body: EmbeddingBody, caller: Inference) -> EmbeddingList:
+    """Vectors of unit length."""
+    caller.rooms.models.offering(body.model, "embedding")
+    completed = await texts.embed(caller.rooms.log, body.model, _inputs(body), caller.call)
+    if body.dimensions is not None and body.dimensions != len(completed.vectors[0]):
+        raise unsupported("dimensions", f"The vectors of '{body.model}' have {len(completed.vectors[0])} dimensions.")
+    return _embedding_list(completed, body)
+
+
+@router.post("/v1/tokenize")
+async def tokenize(body: TokenizeBody, caller: Inference) -> TokenizationView:
+    """The tokens of a text; the composition that keeps it can be given back to /v1/detokenize."""
+    encoding = _encoding(caller, body.encoding, body.model)
+    return _tokenization_view(await texts.encode(caller.rooms.log, encoding, body.text, caller.call))
+
+
+@router.post("/v1/detokenize")
+async def detokenize(body: DetokenizeBody, caller: Inference) -> TokenizationView:
+    """The text of tokens, or of a composition."""
+    encoding = _encoding(caller, body.encoding, body.model)
+    decoded = await texts.decode(caller.rooms.log, encoding, caller.call, tokens=body.tokens, composition_id=body.composition_id)
+    return _tokenization_view(decoded)
+
+
+def _model_view(model: DeclaredModel) -> ModelView:
+    declaration, reference = model.declaration, model.declaration.model
+    return ModelView(
+        id=reference.model_id,
+        created=int(model.declared_at.timestamp()),
+        owned_by=declaration.owned_by,
+        tessera=ModelDetails(
+            capability=reference.capability,
+            provider=reference.provider,
+            description=declaration.description,
+            encoding=reference.encoding,
+            template=reference.template,
+            counts_are_exact=reference.exact,
+            context_tokens=reference.context_tokens,
+        ),
+    )
+
+
+def _inputs(body: EmbeddingBody) -> list[str]:
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    texts_given = [text for text in inputs if isinstance(text, str)]
+    if len(texts_given) != len(inputs):
+        raise ApiError(
+            400, "unsupported_value", "Token ids are not supported here; turn them into text with /v1/detokenize.", param="input"
+        )
+    if not texts_given:
+        raise ApiError(400, "empty_array", "Invalid 'input': empty array. Give at least one text.", param="input")
+    return texts_given
+
+
+def _embedding_list(completed: EmbeddingCompleted, body: EmbeddingBody) -> EmbeddingList:
+    encode = _base64_floats if body.encoding_format == "base64" else list
+    tokens = sum(completed.token_counts)
+    return EmbeddingList(
+        data=[EmbeddingView(index=index, embedding=encode(vector)) for index, vector in enumerate(completed.vectors)],
+        model=body.model,
+        usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
+
+
+def _base64_floats(vector: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _encoding(caller: Caller, encoding: str | None, model: str | None) -> str:
+    if encoding is not None and model is not None:
+        raise ApiError(400, "invalid_value", "Give 'encoding' or 'model', not both.", param="encoding")
+    if model is not None:
+        return caller.rooms.models.find(model).declaration.model.encoding
+    return encoding or DEFAULT_ENCODING
+
+
+def _tokenization_view(completed: TokenizationCompleted) -> TokenizationView:
+    return TokenizationView(
+        text=completed.text,
+        tokens=list(completed.tokens),
+        count=len(completed.tokens),
+        encoding=completed.encoding,
+        composition_id=completed.composition_id,
+    )

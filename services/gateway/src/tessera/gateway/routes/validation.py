@@ -1,0 +1,113 @@
+"""From pydantic's errors to OpenAI's: one code and one `param` per request."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from tessera.gateway.domain.errors import ApiError
+
+_MISSING: Final = "missing"
+_UNKNOWN: Final = "extra_forbidden"
+
+Described = tuple[str, str]
+
+
+def of_validation(found: Sequence[Any], body: Any, prefix: str = "") -> ApiError:
+    """OpenAI's answer to a request that does not fit its schema: the first error, the deepest of a union."""
+    error = max(found, key=lambda candidate: _depth(candidate, body))
+    if error["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", "We could not parse the JSON body of your request.")
+    param = prefix + parameter(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN))
+    code, message = _described(error, param or "body")
+    return ApiError(400, code, message, param=param or None)
+
+
+def _depth(error: Any, body: Any) -> int:
+    return len(_path(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN)))
+
+
+def parameter(location: Sequence[str | int], body: Any, *, keep_last: bool) -> str:
+    """`messages[0].role` from pydantic's location, which also names the members of unions that it tried."""
+    text = ""
+    for step in _path(location, body, keep_last=keep_last):
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _path(location: Sequence[str | int], body: Any, *, keep_last: bool) -> list[str | int]:
+    """The steps that lead into the body; `keep_last` for a step that is not there and ought to be, or ought not to be."""
+    if location and location[0] in ("query", "path", "header", "cookie"):
+        return list(location[1:])
+    steps, path, current = list(location[1:] if location and location[0] == "body" else location), [], body
+    for position, step in enumerate(steps):
+        inside = _inside(current, step)
+        if inside:
+            current = current[step]
+        if inside or (keep_last and position == len(steps) - 1):
+            path.append(step)
+    return path
+
+
+def _inside(value: Any, step: str | int) -> bool:
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and step < len(value)
+
+
+def _described(error: Any, param: str) -> Described:
+    kind = error["type"]
+    if describe := _DESCRIBERS.get(kind):
+        return describe(error, param)
+    if kind.endswith(("_type", "_parsing", "_from_float")):
+        return "invalid_type", f"Invalid type for '{param}': {error['msg']}."
+    return "invalid_value", f"Invalid '{param}': {error['msg']}."
+
+
+def _missing(_: Any, param: str) -> Described:
+    return "missing_required_parameter", f"Missing required parameter: '{param}'."
+
+
+def _unknown(_: Any, param: str) -> Described:
+    return "unknown_parameter", f"Unknown parameter: '{param}'."
+
+
+def _too_short(error: Any, param: str) -> Described:
+    minimum = error["ctx"]["min_length"]
+    if not error.get("input"):
+        wanted = f"Expected an array with minimum length {minimum}, but got an empty array instead."
+        return "empty_array", f"Invalid '{param}': empty array. {wanted}"
+    return "array_below_min_length", f"Invalid '{param}': array too short. Expected at least {minimum} items."
+
+
+def _too_long(error: Any, param: str) -> Described:
+    return "array_above_max_length", f"Invalid '{param}': array too long. Expected at most {error['ctx']['max_length']} items."
+
+
+def _text_too_long(error: Any, param: str) -> Described:
+    return "string_above_max_length", f"Invalid '{param}': string too long. Expected at most {error['ctx']['max_length']} characters."
+
+
+def _text_too_short(error: Any, param: str) -> Described:
+    return "string_below_min_length", f"Invalid '{param}': string too short. Expected at least {error['ctx']['min_length']} characters."
+
+
+def _bound(side: str, relation: str, limit: str) -> Callable[[Any, str], Described]:
+    def describe(error: Any, param: str) -> Described:
+        number = "integer" if isinstance(error.get("input"), int) else "decimal"
+        wanted = f"Expected a value {relation} {error['ctx'][limit]}."
+        return f"{number}_{side}_value", f"Invalid '{param}': {number} {side.replace('_', ' ')} value. {wanted}"
+
+    return describe
+
+
+_DESCRIBERS: Final[Mapping[str, Callable[[Any, str], Described]]] = {
+    _MISSING: _missing,
+    _UNKNOWN: _unknown,
+    "too_short": _too_short,
+    "too_long": _too_long,
+    "string_too_long": _text_too_long,
+    "string_too_short": _text_too_short,
+    "greater_than": _bound("below_min", "greater than", "gt"),
+    "greater_than_equal": _bound("below_min", "of at least", "ge"),
+    "less_than": _bound("above_max", "less than", "lt"),
+    "less_than_equal": _bound("above_max", "of at most", "le"),
+}

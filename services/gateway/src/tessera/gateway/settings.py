@@ -1,0 +1,68 @@
+"""What an operator can set for the gateway."""
+
+from typing import Annotated, Final, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from tessera.bus.settings import ServiceSettings
+from tessera.contracts.base import TenantId
+from tessera.gateway.domain import keys
+
+DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
+_SHORTEST_PEPPER: Final = 32
+
+
+class GatewaySettings(ServiceSettings, service="gateway"):
+    """The gateway's settings, on top of those that every service has."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """Several gateway processes may share it (SO_REUSEPORT)."""
+    key_pepper: SecretStr = SecretStr(DEVELOPMENT_PEPPER)
+    """Secret under which API keys are hashed. Changing it makes every key invalid."""
+    bootstrap_key: SecretStr | None = None
+    """A key with every scope, made at start: for development and tests, refused in production.
+
+    Print one with `python -m tessera.gateway.development_key`."""
+    bootstrap_tenant: TenantId = "default"
+    """The tenant of the bootstrap key."""
+    generation_timeout_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
+    keep_alive_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
+    """How often a quiet stream shows that it lives."""
+    question_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
+    """Longest wait for another service's answer to anything but a generation."""
+    body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """Longest pause between two pieces of a request's body."""
+    maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
+    maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
+
+    @field_validator("bootstrap_key")
+    @classmethod
+    def _whole(cls, key: SecretStr | None) -> SecretStr | None:
+        """Compose files give an empty value where there is none."""
+        if key is None or not key.get_secret_value():
+            return None
+        if keys.parse(key.get_secret_value()) is None:
+            raise ValueError("not a key tsr_<env>_<id>_<secret><checksum>; print one with python -m tessera.gateway.development_key")
+        return key
+
+    @model_validator(mode="after")
+    def _fits_production(self) -> Self:
+        if self.profile != "production":
+            return self
+        if self.bootstrap_key is not None:
+            raise ValueError("bootstrap_key is refused in the profile production; make keys with the tessera command")
+        pepper = self.key_pepper.get_secret_value()
+        if pepper == DEVELOPMENT_PEPPER or len(pepper) < _SHORTEST_PEPPER:
+            raise ValueError(f"key_pepper must be set to a secret of at least {_SHORTEST_PEPPER} characters in the profile production")
+        return self
+
+    @property
+    def pepper(self) -> bytes:
+        """The pepper as the hash takes it."""
+        return self.key_pepper.get_secret_value().encode()
+
+    @property
+    def key_environment(self) -> str:
+        """The environment that new keys name."""
+        return {"production": "live", "test": "test"}.get(self.profile, "dev")
