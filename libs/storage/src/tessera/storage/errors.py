@@ -68,8 +68,11 @@ def _connection_lost(error: Exception) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
 
 
-def sqlstate(error: Exception) -> str | None:
-    """The five characters by which Postgres names the error (appendix A of its manual), where it came from Postgres."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(origin, "sqlstate", None)
-    return state if isinstance(state, str) else None
+def sqlstate(error: BaseException) -> str | None:
+    """The five characters by which Postgres names the error (appendix A of its manual), where it came from Postgres.
+
+    A session that Postgres ends (a time-out, a shutdown) is first of all a lost connection to asyncpg, with Postgres's reason as the cause.
+    """
+    state, cause = getattr(error, "sqlstate", None), error.orig if isinstance(error, DBAPIError) else error.__cause__
+    deeper = sqlstate(cause) if cause is not None else None
+    return deeper or (state if isinstance(state, str) else None)

@@ -81,7 +81,7 @@ class ObjectStore:
         return await self._run(self._listed, prefix)
 
     async def check(self) -> None:
-        """Returns when the store can be listed; raises StorageUnavailableError when not."""
+        """Returns when the store answers; raises StorageUnavailableError when not."""
         await self._run(self._reachable, "")
 
     async def _run(self, function: Callable[Concatenate[str, P], R], key: str, *more: P.args, **named: P.kwargs) -> R:
@@ -128,7 +128,7 @@ class ObjectStore:
     def _reachable(self, _: str) -> None:
         if self._local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
-        self._files.ls(self._root, detail=False)
+        self._files.exists(self._root)  # an empty prefix of a bucket does not exist; what counts is that the question is answered
 
 
 def _write_file(path: Path, source: BinaryIO) -> int:
