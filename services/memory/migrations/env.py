@@ -1,0 +1,3 @@
+from tessera.storage.migrations import run
+
+run("memory")

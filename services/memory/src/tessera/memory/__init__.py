@@ -1,0 +1,1 @@
+"""Admits, embeds, indexes and recalls."""

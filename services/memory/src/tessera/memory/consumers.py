@@ -1,0 +1,73 @@
+"""From topic to handler."""
+
+from __future__ import annotations
+
+from tessera.bus import Bus, Emitter, Received, Transaction
+from tessera.contracts.events import (
+    ArchiveRequested,
+    DocumentPublished,
+    EmbeddingRequested,
+    EntityPublished,
+    GenerationTokenized,
+    IngestionInspected,
+    MessagePublished,
+    RecallRequested,
+    RelationPublished,
+)
+from tessera.memory.adapters.admission import PostgresUnit
+from tessera.memory.handlers import Handlers
+
+
+def register(bus: Bus, handlers: Handlers) -> None:
+    """Registers every consumer of this service."""
+    _ingestion(bus, handlers)
+    _bulk(bus, handlers)
+    _chat(bus, handlers)
+
+
+def _ingestion(bus: Bus, handlers: Handlers) -> None:
+    ingestion = bus.consumer("ingestion")
+
+    @ingestion.transactional(MessagePublished)
+    async def message_published(event: Received[MessagePublished], transaction: Transaction) -> None:
+        await handlers.message_published(event, PostgresUnit(transaction))
+
+    @ingestion.transactional(DocumentPublished)
+    async def document_published(event: Received[DocumentPublished], transaction: Transaction) -> None:
+        await handlers.document_published(event, PostgresUnit(transaction))
+
+    @ingestion.transactional(EntityPublished)
+    async def entity_published(event: Received[EntityPublished], transaction: Transaction) -> None:
+        await handlers.entity_published(event, PostgresUnit(transaction))
+
+    @ingestion.transactional(RelationPublished)
+    async def relation_published(event: Received[RelationPublished], transaction: Transaction) -> None:
+        await handlers.relation_published(event, PostgresUnit(transaction))
+
+
+def _bulk(bus: Bus, handlers: Handlers) -> None:
+    bulk = bus.consumer("bulk")
+
+    @bulk.transactional(ArchiveRequested)
+    async def archive_requested(event: Received[ArchiveRequested], transaction: Transaction) -> None:
+        await handlers.archive_requested(event, PostgresUnit(transaction))
+
+
+def _chat(bus: Bus, handlers: Handlers) -> None:
+    chat = bus.consumer("chat")
+
+    @chat.replying(RecallRequested)
+    async def recall_requested(event: Received[RecallRequested], emit: Emitter) -> None:
+        await handlers.recall_requested(event, emit)
+
+    @chat.replying(GenerationTokenized)
+    async def generation_tokenized(event: Received[GenerationTokenized], emit: Emitter) -> None:
+        await handlers.generation_tokenized(event, emit)
+
+    @chat.replying(EmbeddingRequested)
+    async def embedding_requested(event: Received[EmbeddingRequested], emit: Emitter) -> None:
+        await handlers.embedding_requested(event, emit)
+
+    @chat.replying(IngestionInspected)
+    async def ingestion_inspected(event: Received[IngestionInspected], emit: Emitter) -> None:
+        await handlers.ingestion_inspected(event, emit)

@@ -1,0 +1,229 @@
+"""One function per event. The bus commits; a handler gets a unit of work or an emitter and never sees an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from tessera.bus import Emitter, Received
+from tessera.contracts.base import EventData
+from tessera.contracts.errors import InvalidError
+from tessera.contracts.events import (
+    ArchiveRequested,
+    DocumentPublished,
+    EmbeddingCompleted,
+    EmbeddingRequested,
+    EntityPublished,
+    GenerationReady,
+    GenerationTokenized,
+    IngestionInspected,
+    IngestionReported,
+    MemoryChanged,
+    MessagePublished,
+    RecallCompleted,
+    RecalledMemory,
+    RecallFilter,
+    RecallRequested,
+    RelationPublished,
+)
+from tessera.contracts.ids import aggregate_key
+from tessera.contracts.sealing import opened
+from tessera.memory.domain import admission, grounding
+from tessera.memory.domain.admission import Provenance
+from tessera.memory.domain.fusion import Ranked, fused
+from tessera.memory.domain.records import Memory
+from tessera.memory.domain.terms import terms
+from tessera.memory.ports import AdmissionUnit, Archived, ArchiveUnit, Embedder, MemoryStore, QueryEmbedder, Question, Tenants
+
+EMBEDDER = "embedder"
+_LONG_DOCUMENT_CHARACTERS = 20_000
+"""From here on splitting takes longer than the event loop may be held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recollection:
+    """What a search found, best first, and which dependencies were missing."""
+
+    memories: tuple[RecalledMemory, ...]
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What the handlers work with, built once by the app."""
+
+    tenants: Tenants
+    store: MemoryStore
+    embedder: Embedder
+    queries: QueryEmbedder
+
+    # --- ingestion --------------------------------------------------------------------------------------------------------------------------
+    async def message_published(self, event: Received[MessagePublished], unit: AdmissionUnit) -> None:
+        """Admits a message. Raises InvalidError `tenant_unknown`, `tenant_suspended` or `sealed_content`, as all admissions do."""
+        await self._admit_tenant(event.tenant_id, unit)
+        await _record(unit, [admission.message(event.data, _provenance(event))])
+
+    async def document_published(self, event: Received[DocumentPublished], unit: AdmissionUnit) -> None:
+        """Admits a document as chunks, in place of what was known under the same document id."""
+        await self._admit_tenant(event.tenant_id, unit)
+        origin = _provenance(event)
+        long = len(opened(event.data.content)) > _LONG_DOCUMENT_CHARACTERS
+        memories = await asyncio.to_thread(admission.document, event.data, origin) if long else admission.document(event.data, origin)
+        if await _record(unit, memories):
+            await _supersede(unit, origin, document_id=event.data.document_id)
+
+    async def entity_published(self, event: Received[EntityPublished], unit: AdmissionUnit) -> None:
+        """Admits an entity in place of what was known under the same entity id."""
+        await self._admit_tenant(event.tenant_id, unit)
+        origin = _provenance(event)
+        entity, memory = admission.entity(event.data, origin)
+        if await _record(unit, [memory], **admission.entity_details(event.data)):
+            await unit.put_entity(entity)
+            await _supersede(unit, origin, entity_id=entity.entity_id)
+
+    async def relation_published(self, event: Received[RelationPublished], unit: AdmissionUnit) -> None:
+        """Admits an edge between two entities, known or not."""
+        await self._admit_tenant(event.tenant_id, unit)
+        relation, memory = admission.relation(event.data, _provenance(event))
+        if await _record(unit, [memory], **admission.relation_details(event.data)):
+            await unit.put_relation(relation)
+
+    async def _admit_tenant(self, tenant_id: str, unit: AdmissionUnit) -> None:
+        state = await unit.tenant_state(tenant_id)
+        if state is None:
+            # A tenant may have been declared a moment ago: its declaration is on another topic, without an order between the two.
+            await self.tenants.caught_up()
+            state = await unit.tenant_state(tenant_id)
+        if state is None:
+            raise InvalidError("tenant_unknown", f"There is no tenant {tenant_id!r}.", "tenantid")
+        if state != "active":
+            raise InvalidError("tenant_suspended", f"The tenant {tenant_id!r} is suspended.", "tenantid")
+
+    async def archive_requested(self, event: Received[ArchiveRequested], unit: ArchiveUnit) -> None:
+        """Archives each memory at the version named, and says of each what became of it."""
+        items = [(_memory_id(item.memory_id), item.version) for item in event.data.items]
+        outcomes = await unit.archive(event.tenant_id, items, f"sweep {event.data.sweep_id}")
+        await _tell_changes(unit, event.tenant_id, outcomes, sweep_id=event.data.sweep_id)
+
+    # --- questions --------------------------------------------------------------------------------------------------------------------------
+    async def recall_requested(self, event: Received[RecallRequested], emit: Emitter) -> None:
+        """Answers a search."""
+        found = await self.recall(event.tenant_id, opened(event.data.query), event.data.limit, event.data.filter)
+        await emit.reply(RecallCompleted(memories=found.memories, degraded=found.degraded))
+
+    async def generation_tokenized(self, event: Received[GenerationTokenized], emit: Emitter) -> None:
+        """Passes a generation on to the generator, with the memories it asked for."""
+        request, prompt = event.data.request, event.data.prompt
+        ready = GenerationReady(request=request, prompt=prompt)
+        query = grounding.question(request)
+        if request.memory is not None and query.strip():
+            wanted = request.memory
+            found = await self.recall(event.tenant_id, query, wanted.limit, RecallFilter(conversation_id=wanted.conversation_id))
+            memories = await asyncio.to_thread(grounding.fitting, found.memories, request.model.encoding, wanted.token_budget)
+            state = "degraded" if found.degraded else "complete"
+            ready = GenerationReady(request=request, prompt=prompt, recall=state, memories=tuple(memories))
+        await emit.publish(ready, step="recall", key=request.generation_id.encode())
+
+    async def embedding_requested(self, event: Received[EmbeddingRequested], emit: Emitter) -> None:
+        """Answers with vectors. Raises InvalidError `model_not_found` for a model that is not served here."""
+        if event.data.model != self.embedder.model_id:
+            raise InvalidError("model_not_found", f"There is no embedding model {event.data.model!r}.", "model")
+        embedded = await self.embedder.embed(event.data.inputs)
+        vectors, counts = tuple(one.vector for one in embedded), tuple(one.tokens for one in embedded)
+        await emit.reply(EmbeddingCompleted(model=event.data.model, vectors=vectors, token_counts=counts))
+
+    async def ingestion_inspected(self, event: Received[IngestionInspected], emit: Emitter) -> None:
+        """Answers where an ingested event stands."""
+        async with self.store.snapshot(event.tenant_id) as snapshot:
+            found = await snapshot.ingestion(event.data.event_id)
+        if found.memory_ids:
+            state = "applied" if found.pending else "searchable"
+        else:
+            state = "refused" if found.refusal else "unknown"
+        await emit.reply(IngestionReported(event_id=event.data.event_id, state=state, memory_ids=found.memory_ids, reason=found.refusal))
+
+    async def recall(self, tenant_id: str, query: str, limit: int, wanted: RecallFilter) -> Recollection:
+        """Searches one tenant's memory. Without the embedder the answer is lexical and says so."""
+        vector = await self.queries.vector(tenant_id, query)
+        question = Question(vector, self.embedder.model_id, dict(terms(query)), wanted, limit)
+        async with self.store.snapshot(tenant_id) as snapshot:
+            found = await snapshot.find(question)
+            ranked = fused(found.candidates, found.extent, vectors=vector is not None, now=datetime.now(UTC), limit=limit)
+            memories = await snapshot.memories([one.key for one in ranked])
+        recalled = tuple(_recalled(memories[one.key], one) for one in ranked if one.key in memories)
+        return Recollection(recalled, () if vector is not None else (EMBEDDER,))
+
+
+def _memory_id(value: str) -> UUID:
+    try:
+        return UUID(value)
+    except ValueError:
+        raise InvalidError("memory_id_invalid", "A memory's id is a UUID.", "items.memory_id") from None
+
+
+def _provenance(event: Received[Any]) -> Provenance:
+    return Provenance(
+        tenant_id=event.tenant_id,
+        source=event.source,
+        id=event.id,
+        digest=event.digest,
+        time=event.time,
+        recorded_at=datetime.now(UTC),
+        subject_id=event.subject_id,
+        sequence=event.sequence,
+    )
+
+
+async def _record(unit: AdmissionUnit, memories: Sequence[Memory], **details: Any) -> list[Memory]:
+    """Stores memories and puts them on the log of record; gives back those that were new."""
+    added = await unit.add(memories)
+    for index, memory in enumerate(added):
+        key = admission.ordering_key(memory, details.get("source_entity_id"))
+        data: EventData = admission.recorded(memory, **details)
+        await unit.publish(data, step="recorded", index=index, key=key, subject_id=memory.subject_id)
+    return added
+
+
+async def _supersede(unit: AdmissionUnit, origin: Provenance, *, document_id: str | None = None, entity_id: str | None = None) -> None:
+    outcomes = await unit.supersede(origin.tenant_id, document_id=document_id, entity_id=entity_id, keep=origin.digest)
+    await _tell_changes(unit, origin.tenant_id, outcomes)
+
+
+async def _tell_changes(
+    unit: AdmissionUnit | ArchiveUnit, tenant_id: str, outcomes: Sequence[Archived], sweep_id: str | None = None
+) -> None:
+    now = datetime.now(UTC)
+    for index, outcome in enumerate(outcomes):
+        changed = MemoryChanged(
+            memory_id=outcome.memory_id,
+            version=outcome.version,
+            change="archive_skipped" if outcome.skipped else "archived",
+            reason=outcome.skipped or (None if sweep_id else "superseded"),
+            sweep_id=sweep_id,
+            changed_at=now,
+        )
+        await unit.publish(changed, step="changed", index=index, key=aggregate_key(tenant_id, "memory", outcome.memory_id))
+
+
+def _recalled(memory: Memory, ranked: Ranked[UUID]) -> RecalledMemory:
+    return RecalledMemory(
+        memory_id=str(memory.id),
+        kind=memory.kind,
+        text=memory.text or "",
+        scores=ranked.scores,
+        occurred_at=memory.occurred_at,
+        importance=memory.importance,
+        origin_id=memory.origin_id,
+        conversation_id=memory.conversation_id,
+        role=memory.role,
+        speaker=memory.speaker,
+        document_id=memory.document_id,
+        title=memory.title,
+        chunk_index=memory.chunk_index,
+        entity_id=memory.entity_id,
+        metadata=dict(memory.metadata),
+    )
