@@ -20,7 +20,7 @@ from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.partitions import Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher
-from tessera.bus.registry import Registration, Registry
+from tessera.bus.registry import RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
 from tessera.bus.transaction import Transaction
@@ -87,6 +87,14 @@ class Consumer:
     def replying(self, event_class: type[D]) -> Callable[[OnEvent[D]], OnEvent[D]]:
         """Registers a handler that answers a request or passes it on. Raises ValueError if the catalogue says otherwise."""
         return self._registering(event_class, Mode.REPLY)
+
+    def on_refused(self, handler: RefusalHandler) -> RefusalHandler:
+        """Registers what is called with (tenant, refusal, connection), within the transaction, for each refused event of a producer outside.
+
+        Refusals that belong to no known tenant are not among them. At most one handler; it must be repeatable.
+        """
+        self._registry.on_refused = handler
+        return handler
 
     def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[D], D]:  # type: ignore[type-var]
         def register(handler):  # type: ignore[no-untyped-def]

@@ -46,12 +46,10 @@ def is_refusable(topic: str) -> bool:
     return catalogued(topic).name == INGESTION
 
 
-def refusal(record: ConsumerRecord[bytes, bytes], topic: str, service: str, error: InvalidError) -> OutboxRow:
-    """The event that tells the producer; on the shared topic of refusals where the tenant is not known."""
+def refused(record: ConsumerRecord[bytes, bytes], topic: str, error: InvalidError) -> EventRefused:
+    """What is told about a refused event."""
     attributes = attributes_of(record.headers)
-    tenant_id = _told_tenant(attributes.get("tenantid"), topic, error)
-    event_id = _id_of(record, topic, "refusal")
-    data = EventRefused(
+    return EventRefused(
         refused_id=attributes.get("id", "")[:512],
         refused_source=attributes.get("source", "")[:2_048],
         refused_type=attributes.get("type", "")[:256],
@@ -60,14 +58,23 @@ def refusal(record: ConsumerRecord[bytes, bytes], topic: str, service: str, erro
         partition=record.partition,
         offset=record.offset,
     )
+
+
+def refusal(record: ConsumerRecord[bytes, bytes], topic: str, service: str, error: InvalidError) -> OutboxRow:
+    """The event that tells the producer; on the shared topic of refusals where the tenant is not known."""
+    attributes = attributes_of(record.headers)
+    tenant_id = told_tenant(record, topic, error)
+    event_id = _id_of(record, topic, "refusal")
+    data = refused(record, topic, error)
     envelope = Envelope(
         id=str(event_id), source=source_of(service), tenant_id=tenant_id or _NOBODY, request_id=_clean(attributes.get("requestid"))
     )
     return OutboxRow(event_id, refusal_topic(tenant_id), data.refused_id.encode() or None, encode(data, envelope))
 
 
-def _told_tenant(claimed: str | None, topic: str, error: InvalidError) -> str | None:
-    owner = tenant_of_topic(topic)
+def told_tenant(record: ConsumerRecord[bytes, bytes], topic: str, error: InvalidError) -> str | None:
+    """The tenant that a refusal belongs to; None where there is none, or none that can be believed."""
+    owner, claimed = tenant_of_topic(topic), attributes_of(record.headers).get("tenantid")
     if owner is not None:
         return owner
     if error.code in _UNKNOWN_TENANT_CODES or claimed is None or not is_tenant_id(claimed):

@@ -6,14 +6,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.transaction import Transaction
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, topic_of
+from tessera.contracts.events import EventRefused
 
 TransactionalHandler = Callable[[Received[Any], Transaction], Awaitable[None]]
 StatelessHandler = Callable[[Received[Any], Emitter], Awaitable[None]]
+RefusalHandler = Callable[[str, EventRefused, AsyncConnection], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Registry:
         self._service = service
         self._traffic_class = traffic_class
         self._registrations: dict[str, Registration] = {}
+        self.on_refused: RefusalHandler | None = None
 
     def add(self, registration: Registration) -> None:
         """Adds a handler for one event type."""

@@ -44,6 +44,8 @@ class Table:
         self._from_beginning = from_beginning
         self._caught_up = asyncio.Event()
         self._ends: dict[TopicPartition, int] = {}
+        self._next: dict[TopicPartition, int] = {}
+        self._progress = asyncio.Condition()
         partitions = tuple(range(self._topic.partitions))
         self._feed: Feed = partition_feed(
             kafka, client_id, self._topic.name, partitions, from_beginning=from_beginning, receive=self._receive
@@ -64,9 +66,20 @@ class Table:
         """Waits until everything that was on the topic when the table started has been handed over."""
         await self._caught_up.wait()
 
+    async def up_to_date(self) -> None:
+        """Waits until everything that is on the topic at the call has been handed over. For tables, not for feeds."""
+        consumer = self._feed.consumer
+        partitions = list(consumer.assignment())
+        starts, ends = await asyncio.gather(consumer.beginning_offsets(partitions), consumer.end_offsets(partitions))
+        async with self._progress:
+            await self._progress.wait_for(lambda: all(self._next.get(partition, starts[partition]) >= end for partition, end in ends.items()))
+
     async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
         for record in records:
             await self._hand_over(record)
+            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        async with self._progress:
+            self._progress.notify_all()
         await self._look(self._feed.consumer)
 
     async def _hand_over(self, record: ConsumerRecord[bytes, bytes]) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus import faults, outbox
-from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal
+from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal, refused, told_tenant
 from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling
 from tessera.bus.events import Received
 from tessera.bus.inbox import Entry, InboxItem, enter
@@ -295,3 +295,9 @@ class TransactionalLoop(PartitionLoop):
         rows.append(dead_letter(record, name, service, fault, attempts))
         if is_refusable(name):
             rows.append(refusal(record, name, service, fault))
+            await self._note_refusal(connection, record, fault)
+
+    async def _note_refusal(self, connection: AsyncConnection, record: Record, fault: InvalidError) -> None:
+        note, tenant_id = self._workshop.registry.on_refused, told_tenant(record, self.assignment.name, fault)
+        if note is not None and tenant_id is not None:
+            await note(tenant_id, refused(record, self.assignment.name, fault), connection)
