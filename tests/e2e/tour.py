@@ -69,6 +69,7 @@ class Tour:
     bootstrap_servers: str
     database_url: str
     home: Path
+    topic_prefix: str = ""
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     key: str = ""
     neighbour_key: str = ""
@@ -128,10 +129,14 @@ def publish(tour: Tour) -> Iterator[str]:
     producer = confluent_kafka.Producer({"bootstrap.servers": tour.bootstrap_servers, "acks": "all", "enable.idempotence": True})
     events = [*_messages(tour), *_document(tour), *_facts(tour)]
     for event_id, event_type, data in events:
-        producer.produce("ingest", key=tour.conversation, value=json.dumps(data), headers=_headers(event_id, event_type))
+        producer.produce(
+            f"{tour.topic_prefix}ingest", key=tour.conversation, value=json.dumps(data), headers=_headers(event_id, event_type)
+        )
     bad_id = f"bad-{tour.run}"
     bad = {"conversation_id": tour.conversation, "role": "user", "contnet": "A field with a typing error."}
-    producer.produce("ingest", key=tour.conversation, value=json.dumps(bad), headers=_headers(bad_id, "tessera.message.published.v1"))
+    producer.produce(
+        f"{tour.topic_prefix}ingest", key=tour.conversation, value=json.dumps(bad), headers=_headers(bad_id, "tessera.message.published.v1")
+    )
     check(producer.flush(30) == 0, "Kafka acknowledges every event")
     yield f"{len(events)} events and one malformed one on the topic ingest"
 
@@ -189,7 +194,7 @@ def _state(tour: Tour, event_id: str) -> str:
 def _refusal(tour: Tour, event_id: str) -> dict[str, Any]:
     settings = {"bootstrap.servers": tour.bootstrap_servers, "group.id": f"tour-{tour.run}", "auto.offset.reset": "earliest"}
     consumer = confluent_kafka.Consumer(settings)
-    consumer.subscribe([f"refused.{TENANT}"])
+    consumer.subscribe([f"{tour.topic_prefix}refused.{TENANT}"])
 
     def look() -> dict[str, Any] | None:
         message = consumer.poll(1.0)
@@ -438,6 +443,7 @@ def main() -> int:
         bootstrap_servers=os.environ["KAFKA_BOOTSTRAP_SERVERS"],
         database_url=os.environ["DATABASE_URL"],
         home=Path(os.environ.get("TESSERA_HOME", ".tessera")),
+        topic_prefix=os.environ.get("TESSERA__KAFKA__TOPIC_PREFIX", ""),
     )
     try:
         report = go(tour)

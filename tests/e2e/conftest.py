@@ -1,0 +1,18 @@
+"""One platform for all end-to-end tests: six real services."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tessera.testkit import Stack
+from tessera.testkit.platform import Platform
+
+
+@pytest.fixture(scope="session")
+def platform(stack: Stack) -> Iterator[Platform]:
+    started = Platform(stack)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
