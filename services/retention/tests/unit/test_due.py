@@ -84,9 +84,7 @@ def test_pages_and_order_do_not_change_what_is_due(found: list[MemoryMetadata], 
 @given(memories, policies)
 def test_an_unchanged_plan_is_archived_exactly(found: list[MemoryMetadata], policy: RetentionPolicy) -> None:
     named = list(due(found, policy, NOW))
-    chunk = archive_chunk(
-        PlannedItem(item.memory.memory_id, item.memory.version, item.memory.version, archived=False) for item in named
-    )
+    chunk = archive_chunk(PlannedItem(item.memory.memory_id, item.memory.version, item.memory.version, archived=False) for item in named)
     assert [(item.memory_id, item.version) for item in chunk.requested] == [(i.memory.memory_id, i.memory.version) for i in named]
     assert not chunk.skipped
 

@@ -7,6 +7,7 @@ shift is drift and not collapse (two-sample tests detect difference, not collaps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,7 +71,8 @@ def quantiles(ordered: Floats, share: float) -> Floats:
     """The nearest-rank quantile of each column sorted with missing values last."""
     present = np.count_nonzero(~np.isnan(ordered), axis=0)
     ranks = np.clip(np.round(share * (present - 1)).astype(int), 0, max(len(ordered) - 1, 0))
-    return np.take_along_axis(ordered, ranks[None, :], axis=0)[0]
+    found: Floats = np.take_along_axis(ordered, ranks[None, :], axis=0)[0]
+    return found
 
 
 def nan_mean(values: Floats) -> Floats:
@@ -137,7 +139,8 @@ def category_shares(pair: Pair, column: int) -> tuple[Floats, Floats]:
 
 def _shares(codes: Codes, width: int) -> Floats:
     counts = np.bincount(codes[codes >= 0], minlength=width).astype(float)
-    return counts / max(counts.sum(), 1.0)
+    shares: Floats = counts / max(float(counts.sum()), 1.0)
+    return shares
 
 
 def log_variance(pair: Pair) -> float:
@@ -161,7 +164,7 @@ def log_determinant(pair: Pair) -> float:
     candidate, reference = pair.equally_missing
     if reference.shape[1] < 2:
         return np.nan
-    return (_log_det(candidate) - _log_det(reference)) / reference.shape[1]
+    return float((_log_det(candidate) - _log_det(reference)) / reference.shape[1])
 
 
 def _log_det(values: Floats) -> float:
@@ -191,7 +194,7 @@ def _entropy(shares: Floats) -> float:
 def support(pair: Pair) -> float:
     """Log share kept of bins and categories in which a healthy sample of this size has at least five rows."""
     occupied = [*_occupied_bins(pair), *_occupied_categories(pair)]
-    return float(np.log(max(np.mean(occupied), 1e-3))) if occupied else np.nan
+    return math.log(max(float(np.mean(occupied)), 1e-3)) if occupied else np.nan
 
 
 def _occupied_bins(pair: Pair) -> list[float]:
@@ -218,7 +221,8 @@ def _occupied(candidate: Floats, ordered: Floats, bins: int) -> float:
 def quantiles_of(ordered: Floats, shares: Floats) -> Floats:
     """Nearest-rank quantiles of one column sorted with missing values last."""
     present = np.count_nonzero(~np.isnan(ordered))
-    return ordered[np.round(shares * (present - 1)).astype(int)]
+    found: Floats = ordered[np.round(shares * (present - 1)).astype(int)]
+    return found
 
 
 def _occupied_categories(pair: Pair) -> list[float]:
@@ -243,7 +247,7 @@ def recall(pair: Pair) -> float:
     radius = np.partition(within, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
     across = squared_distances(reference, reference_codes, candidate, candidate_codes)
     covered = (across <= radius[None, :] + 1e-12).any(axis=1)
-    return float(np.log(covered.mean() + 1 / len(covered)))
+    return math.log(float(np.mean(covered)) + 1 / len(reference))
 
 
 def squared_distances(left: Floats, left_codes: Codes, right: Floats, right_codes: Codes) -> Floats:
@@ -256,7 +260,8 @@ def _numeric_distances(left: Floats, right: Floats) -> Floats:
     a, b = np.where(has_left, left, 0.0), np.where(has_right, right, 0.0)
     squares = (a**2) @ has_right.T.astype(float) + has_left.astype(float) @ (b**2).T - 2 * a @ b.T
     shared = has_left.astype(float) @ has_right.T.astype(float)
-    return np.maximum(squares, 0.0) * left.shape[1] / np.maximum(shared, 1.0)
+    distances: Floats = np.maximum(squares, 0.0) * left.shape[1] / np.maximum(shared, 1.0)
+    return distances
 
 
 def _category_distances(left: Codes, right: Codes) -> Floats:
@@ -314,7 +319,5 @@ COLLAPSE: Final[Mapping[str, Callable[[Pair], float]]] = MappingProxyType(
 )
 """Log shares kept: lower is worse."""
 
-DRIFT: Final[Mapping[str, Callable[[Pair], float]]] = MappingProxyType(
-    {"marginal_shift": marginal_shift, "missing_shift": missing_shift}
-)
+DRIFT: Final[Mapping[str, Callable[[Pair], float]]] = MappingProxyType({"marginal_shift": marginal_shift, "missing_shift": missing_shift})
 """Distances: higher is further."""

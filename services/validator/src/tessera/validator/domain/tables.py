@@ -81,9 +81,7 @@ def usable(comparison: Comparison) -> Comparison:
         tuple(comparison.columns.numeric[index] for index in numeric),
         tuple(comparison.columns.categorical[index] for index in categorical),
     )
-    return Comparison(
-        _selected(comparison.candidate, numeric, categorical), _selected(comparison.reference, numeric, categorical), columns
-    )
+    return Comparison(_selected(comparison.candidate, numeric, categorical), _selected(comparison.reference, numeric, categorical), columns)
 
 
 def _selected(table: Table, numeric: list[int], categorical: list[int]) -> Table:

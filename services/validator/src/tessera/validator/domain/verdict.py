@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
 from tessera.contracts.events import Evidence, ValidationReport, Verdict
 from tessera.validator.domain.calibration import Draws, Measured, measure
 from tessera.validator.domain.repetition import Share, duplication, exact_copies, near_copies
-from tessera.validator.domain.statistics import COLLAPSE, DRIFT, column_log_variance, column_shifts
-from tessera.validator.domain.statistics import Pair
+from tessera.validator.domain.statistics import COLLAPSE, DRIFT, Pair, column_log_variance, column_shifts
 from tessera.validator.domain.tables import Comparison, usable
 
 MINIMUM_ROWS: Final = 40
@@ -64,19 +63,21 @@ class Finding:
     severity: Severity
 
 
-def judge(comparison: Comparison, draws: Draws | None = None) -> ValidationReport:
+def judge(comparison: Comparison, doubts: Sequence[str] = (), draws: Draws | None = None) -> ValidationReport:
     """The verdict on a candidate against its reference, with the evidence of every dimension that applies.
 
+    `doubts` are reasons found elsewhere (missing columns) why a person must look at it whatever the evidence says.
     Deterministic: the same rows give the same report. CPU-bound for seconds. Raises InvalidError `no_usable_columns`.
     """
     chosen = draws or Draws()
     kept = usable(comparison)
     rows = min(kept.candidate.rows, kept.reference.rows)
     if rows < MINIMUM_ROWS:
-        return _report(kept, (), (f"too_few_rows: {rows} rows on the smaller side, {MINIMUM_ROWS} are needed to calibrate.",))
+        too_few = f"too_few_rows: {rows} rows on the smaller side, {MINIMUM_ROWS} are needed to calibrate."
+        return _report(kept, (), (*doubts, too_few))
     measured = measure(kept, chosen)
     findings = (*_collapse(kept, measured, chosen.seed), *_copying(kept, chosen.seed), *_drift(kept, measured))
-    return _report(kept, findings, ())
+    return _report(kept, findings, doubts)
 
 
 def judge_alone(rows: int, columns: Sequence[str]) -> ValidationReport:
@@ -92,12 +93,12 @@ def verdict_of(findings: Sequence[Finding]) -> Verdict:
     return verdicts[worst]
 
 
-def _report(comparison: Comparison, findings: Sequence[Finding], doubts: tuple[str, ...]) -> ValidationReport:
-    verdict = "review" if doubts else verdict_of(findings)
+def _report(comparison: Comparison, findings: Sequence[Finding], doubts: Sequence[str]) -> ValidationReport:
+    verdict = verdict_of(findings)
     grave = sorted((finding for finding in findings if finding.severity), key=lambda finding: -finding.severity)
-    reasons = doubts or tuple(_because(finding.evidence) for finding in grave)
+    reasons = (*(_because(finding.evidence) for finding in grave), *doubts)
     return ValidationReport(
-        verdict=verdict,
+        verdict="review" if doubts and verdict == "approve" else verdict,
         reasons=reasons or (f"All {len(findings)} dimensions lie where healthy halves of the reference lie.",),
         evidence=tuple(finding.evidence for finding in findings),
         candidate_rows=comparison.candidate.rows,
@@ -115,7 +116,7 @@ def _collapse(comparison: Comparison, measured: Mapping[str, Measured], seed: in
     family = len(found) + 1
     kept = tuple(_kept(name, value, family, _narrowest(comparison) if name == "variance" else ()) for name, value in found)
     repeated = duplication(comparison, seed)
-    return (*kept, _shared("duplication", "collapse", repeated, family, COLLAPSE_BANDS, "of the rows repeat another row"))
+    return (*kept, _shared(_Repetition("duplication", "collapse", "of the rows repeat another row", COLLAPSE_BANDS), repeated, family))
 
 
 _KEPT: Final = {
@@ -149,32 +150,38 @@ def _kept(name: str, value: Measured, family: int, columns: tuple[str, ...]) -> 
     )
 
 
-def _shared(name: str, axis: str, share: Share, family: int, bands: Bands, what: str) -> Finding:
-    severity = bands.severity(share.excess, share.p_value * family)
+@dataclass(frozen=True, slots=True)
+class _Repetition:
+    """A dimension that is a share of repeated rows."""
+
+    name: str
+    axis: Literal["collapse", "copying"]
+    meaning: str
+    bands: Bands
+
+
+def _shared(dimension: _Repetition, share: Share, family: int) -> Finding:
+    severity = dimension.bands.severity(share.excess, share.p_value * family)
+    healthy = f"healthy data of this size shows {share.expected:.1%} (p = {share.p_value:.2g})"
     return Finding(
-        Evidence.model_validate(
-            {
-                "dimension": name,
-                "axis": axis,
-                "statistic": share.value,
-                "interval": share.interval,
-                "null_p_value": share.p_value,
-                "passed": severity is Severity.NONE,
-                "reason": f"{share.value:.1%} {what}; healthy data of this size shows {share.expected:.1%} (p = {share.p_value:.2g}).",
-            }
+        Evidence(
+            dimension=dimension.name,
+            axis=dimension.axis,
+            statistic=share.value,
+            interval=share.interval,
+            null_p_value=share.p_value,
+            passed=severity is Severity.NONE,
+            reason=f"{share.value:.1%} {dimension.meaning}; {healthy}.",
         ),
         severity,
     )
 
 
 def _copying(comparison: Comparison, seed: int) -> tuple[Finding, ...]:
-    shares = {
-        "exact_copies": (exact_copies(comparison, seed), "of the rows stand in the reference"),
-        "near_copies": (near_copies(comparison, seed), "of the rows lie far closer to a reference row than its own rows do"),
-    }
-    return tuple(
-        _shared(name, "copying", share, len(shares), COPYING_BANDS, what) for name, (share, what) in shares.items() if share
-    )
+    exact = _Repetition("exact_copies", "copying", "of the rows stand in the reference", COPYING_BANDS)
+    near = _Repetition("near_copies", "copying", "of the rows lie far closer to a reference row than its own rows do", COPYING_BANDS)
+    shares = ((exact, exact_copies(comparison, seed)), (near, near_copies(comparison, seed)))
+    return tuple(_shared(dimension, share, len(shares)) for dimension, share in shares if share is not None)
 
 
 def _drift(comparison: Comparison, measured: Mapping[str, Measured]) -> tuple[Finding, ...]:

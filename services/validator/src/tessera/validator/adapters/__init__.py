@@ -1,0 +1,1 @@
+"""Postgres, the object store and DuckDB behind the ports."""

@@ -1,0 +1,56 @@
+"""Builds the validator; the only place that does."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tessera.bus.service import Runtime, run_service
+from tessera.contracts.errors import FatalError
+from tessera.resilience import Breaker
+from tessera.storage import ObjectStore, StorageUnavailableError
+from tessera.validator import consumers
+from tessera.validator.adapters.datasets import DuckDbReader, ReadingLimits
+from tessera.validator.adapters.postgres import PostgresValidationJobs
+from tessera.validator.settings import ValidationSettings, ValidatorSettings
+from tessera.validator.workers import ValidationPacing, ValidationWorker
+
+
+async def build(runtime: Runtime[ValidatorSettings]) -> None:
+    """Registers the consumers and the validation worker."""
+    if runtime.database is None:
+        raise FatalError("the validator needs Postgres")
+    settings = runtime.settings.validations
+    objects = ObjectStore(runtime.settings.objects)
+    breaker = Breaker("objects", failures=(StorageUnavailableError,), reset_after=timedelta(seconds=5))
+    runtime.add_dependency("objects", required=False, check=objects.check, breaker=breaker)
+    jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease)
+    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), breaker, _pacing(settings))
+    runtime.add_worker("validations", worker.run)
+    consumers.register(runtime.bus)
+
+
+def _limits(settings: ValidationSettings) -> ReadingLimits:
+    return ReadingLimits(
+        memory_megabytes=settings.memory_megabytes,
+        threads=settings.threads,
+        bytes=settings.maximum_bytes,
+        columns=settings.maximum_columns,
+        sampled_rows=settings.sampled_rows,
+    )
+
+
+def _pacing(settings: ValidationSettings) -> ValidationPacing:
+    return ValidationPacing(
+        poll=timedelta(seconds=settings.poll_seconds),
+        prolong_every=timedelta(seconds=settings.prolong_seconds),
+        attempts=settings.attempts,
+    )
+
+
+def main() -> None:
+    """Runs the service until it is told to stop."""
+    run_service(ValidatorSettings, build)
+
+
+if __name__ == "__main__":
+    main()
