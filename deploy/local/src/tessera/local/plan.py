@@ -68,7 +68,7 @@ class Plan:
     @cached_property
     def api_key(self) -> str:
         """The development key."""
-        return self.credentials.kept("development_key", _new_api_key)
+        return self.credentials.kept("api_key", _new_api_key)
 
     @cached_property
     def servers(self) -> list[Server]:

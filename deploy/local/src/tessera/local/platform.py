@@ -119,7 +119,7 @@ class Platform:
             return
         stamp.unlink(missing_ok=True)
         with step("database, migrations and topics"), ThreadPoolExecutor(2) as both:
-            database = both.submit(self._run_in_turn, ["tessera.storage.bootstrap"], ["tessera.storage.migrate", *SERVICES])
+            database = both.submit(self._run_in_turn, ["tessera.storage.bootstrap", *SERVICES], ["tessera.storage.migrate", *SERVICES])
             topics = both.submit(self._run_in_turn, ["tessera.bus.topics"])
             database.result()
             topics.result()
