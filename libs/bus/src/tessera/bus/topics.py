@@ -20,7 +20,7 @@ from tessera.contracts.catalogue import KEYED_PARTITIONS, TOPICS, Mode, Topic, d
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError, TesseraError
 
 _ALREADY_EXISTS: Final = 36
-_FRESH_SECONDS: Final = 5.0
+_FRESH_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 15.0
 
 
@@ -91,7 +91,7 @@ class TopicDirectory:
             await admin.close()
 
     async def exists(self, topic: str) -> bool:
-        """Whether a topic is there, as of at most five seconds ago. Raises RetryableError when Kafka does not answer."""
+        """Whether a topic is there, as of at most a second ago. Raises RetryableError when Kafka does not answer."""
         if topic not in self._known and time.monotonic() - self._known_at > _FRESH_SECONDS:
             await self._refresh()
         return topic in self._known
@@ -113,6 +113,7 @@ class TopicDirectory:
         if missing:
             await self._create(missing)
         await self._verify(wanted)
+        self._known |= {topic.name for topic in missing}
         return [topic.name for topic in missing]
 
     async def _create(self, missing: list[Wanted]) -> None:

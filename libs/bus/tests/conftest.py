@@ -1,0 +1,126 @@
+"""A database with delivery tables and one table of effects, and topics under a prefix of their own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from tessera.bus.settings import KafkaSettings
+from tessera.bus.topics import ensure_all
+from tessera.storage import Database, PostgresSettings
+from tessera.storage.bootstrap import bootstrap
+from tessera.storage.connections import owner_engine
+from tessera.storage.migrations import create_delivery_tables
+from tessera.testkit import Stack, unique_kafka_prefix
+
+SERVICE = "memory"
+"""The catalogue says what it reads: ingestion and archiving transactionally, recall and others as requests."""
+
+_EFFECTS = (
+    "CREATE TABLE effect (position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant_id text, event_id text, content text)",
+    "GRANT SELECT, INSERT ON effect TO tessera_memory_worker",
+)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where one test's bus lives."""
+
+    postgres: PostgresSettings
+    kafka: KafkaSettings
+    admin_url: str
+
+    async def rows(self, query: str, *arguments: object) -> list[Any]:
+        """Rows as the administrator sees them."""
+        connection = await asyncpg.connect(self.admin_url)
+        try:
+            return list(await connection.fetch(query, *arguments))
+        finally:
+            await connection.close()
+
+    def environment(self) -> dict[str, str]:
+        """The same for a process of its own."""
+        return {
+            "TESSERA__PROFILE": "test",
+            "TESSERA__KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "TESSERA__KAFKA__TOPIC_PREFIX": self.kafka.topic_prefix,
+            "TESSERA__POSTGRES__HOST": self.postgres.host,
+            "TESSERA__POSTGRES__PORT": str(self.postgres.port),
+            "TESSERA__POSTGRES__DATABASE": self.postgres.database,
+            "TESSERA__POSTGRES__WORKER_PASSWORD": self.postgres.worker_password.get_secret_value(),
+            "TESSERA__POSTGRES__CLIENT_PASSWORD": self.postgres.client_password.get_secret_value(),
+            "TESSERA__TELEMETRY__TRACING": "false",
+        }
+
+
+class _Statements:
+    """Collects the DDL that a migration would run."""
+
+    def __init__(self) -> None:
+        self.collected: list[str] = []
+
+    def execute(self, statement: str) -> None:
+        self.collected.append(statement)
+
+    def get_context(self) -> Any:
+        return SimpleNamespace(opts={"version_table_schema": SERVICE})
+
+
+def _new_settings(stack: Stack) -> PostgresSettings:
+    address = urlsplit(stack.database_url)
+    return PostgresSettings(
+        host=unquote(address.hostname or ""),
+        port=address.port or 5432,
+        database=f"bus_{uuid4().hex[:12]}",
+        worker_password=SecretStr("only-for-tests-worker"),
+        client_password=SecretStr("only-for-tests-client"),
+        owner_password=SecretStr("only-for-tests-owner"),
+        breaker_reset_seconds=0.2,
+    )
+
+
+async def _prepare(stack: Stack, settings: PostgresSettings) -> None:
+    await bootstrap(SecretStr(stack.database_url), {SERVICE: settings})
+    statements = _Statements()
+    create_delivery_tables(statements)
+    engine = owner_engine(SERVICE, settings)
+    async with engine.begin() as connection:
+        for statement in (*statements.collected, *_EFFECTS):
+            await connection.execute(text(statement))
+    await engine.dispose()
+
+
+async def _drop(stack: Stack, settings: PostgresSettings) -> None:
+    connection = await asyncpg.connect(stack.database_url)
+    await connection.execute(f'DROP DATABASE IF EXISTS "{settings.database}" WITH (FORCE)')
+    await connection.close()
+
+
+@pytest.fixture
+def ground(stack: Stack) -> Iterator[Ground]:
+    """A fresh database and fresh topics."""
+    postgres = _new_settings(stack)
+    kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap_servers, topic_prefix=unique_kafka_prefix(), keyed_partitions=2)
+
+    async def prepare() -> None:
+        await asyncio.gather(_prepare(stack, postgres), ensure_all(kafka))
+
+    asyncio.run(prepare())
+    yield Ground(postgres, kafka, stack.database_url.rpartition("/")[0] + f"/{postgres.database}")
+    asyncio.run(_drop(stack, postgres))
+
+
+@pytest.fixture
+async def database(ground: Ground) -> AsyncIterator[Database]:
+    """The service's database."""
+    opened = Database(SERVICE, ground.postgres)
+    yield opened
+    await opened.close()

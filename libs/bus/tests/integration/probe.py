@@ -1,0 +1,115 @@
+"""A small service of its own process: each message becomes one row and one event; each recall is answered with its query."""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from tessera.bus import Bus, Emitter, Received, Transaction
+from tessera.bus.service import Runtime, run_service
+from tessera.bus.settings import ServiceSettings
+from tessera.contracts.errors import FatalError, InvalidError, RetryableError
+from tessera.contracts.events import (
+    DocumentPublished,
+    EmbeddingCompleted,
+    EmbeddingRequested,
+    EntityPublished,
+    GenerationTokenized,
+    IngestionInspected,
+    IngestionReported,
+    MemoryRecorded,
+    MessagePublished,
+    RecallCompleted,
+    RecallRequested,
+    RelationPublished,
+)
+
+_INSERT = text("INSERT INTO effect (tenant_id, event_id, content) VALUES (:tenant_id, :event_id, :content)")
+
+
+class ProbeSettings(ServiceSettings, service="memory"):
+    """Nothing of its own."""
+
+
+async def apply(event: Received[MessagePublished], transaction: Transaction) -> None:
+    """One row, one event. Some contents ask for trouble."""
+    content = str(event.data.content)
+    await transaction.connection.execute(_INSERT, {"tenant_id": event.tenant_id, "event_id": event.id, "content": content})
+    now = datetime.now(UTC)
+    recorded = MemoryRecorded(
+        memory_id=event.id, kind="message", origin_id=event.id, occurred_at=now, recorded_at=now, importance=0.5, text=content
+    )
+    await transaction.publish(recorded, step="recorded", key=event.data.conversation_id.encode())
+    await _trouble(content)
+
+
+async def _trouble(content: str) -> None:
+    if content == "invalid":
+        raise InvalidError("not_wanted", "This content is not wanted.", "content")
+    if content == "fatal":
+        raise FatalError("asked to stop")
+    if content == "bug":
+        raise KeyError(content)
+    if content == "kill":
+        os.kill(os.getpid(), 9)
+    if content.startswith("slow"):
+        await asyncio.sleep(float(content.removeprefix("slow")))
+    if content == "retry":
+        apply.tries = getattr(apply, "tries", 0) + 1  # type: ignore[attr-defined]
+        if apply.tries < 3:  # type: ignore[attr-defined]
+            raise RetryableError("not yet")
+
+
+async def ignore(event: Received[Any], transaction: Transaction) -> None:
+    """Other ingested types have no effect here."""
+
+
+async def answer(event: Received[RecallRequested], emit: Emitter) -> None:
+    """Answers, or fails as the query asks."""
+    if event.data.query == "invalid":
+        raise InvalidError("query_unwanted", "This query is not wanted.", "query")
+    if event.data.query == "busy":
+        raise RetryableError("always busy")
+    if event.data.query == "bug":
+        raise KeyError("bug")
+    if event.data.query.startswith("slow"):
+        await asyncio.sleep(float(event.data.query.removeprefix("slow")))
+    await emit.reply(RecallCompleted(memories=()))
+
+
+async def embed(event: Received[EmbeddingRequested], emit: Emitter) -> None:
+    """Not asked for here."""
+    await emit.reply(EmbeddingCompleted.model_construct())
+
+
+async def inspect(event: Received[IngestionInspected], emit: Emitter) -> None:
+    """Knows nothing."""
+    await emit.reply(IngestionReported(event_id=event.data.event_id, state="unknown"))
+
+
+async def tokenized(event: Received[GenerationTokenized], emit: Emitter) -> None:
+    """Not asked for here."""
+
+
+def register(bus: Bus, apply_message: Any = apply, answer_recall: Any = answer) -> None:
+    """All handlers of ingestion and chat."""
+    ingestion = bus.consumer("ingestion")
+    ingestion.transactional(MessagePublished)(apply_message)
+    for other in (DocumentPublished, EntityPublished, RelationPublished):
+        ingestion.transactional(other)(ignore)
+    chat = bus.consumer("chat")
+    chat.replying(RecallRequested)(answer_recall)
+    chat.replying(EmbeddingRequested)(embed)
+    chat.replying(IngestionInspected)(inspect)
+    chat.replying(GenerationTokenized)(tokenized)
+
+
+async def build(runtime: Runtime[ProbeSettings]) -> None:
+    """Registers and leaves."""
+    register(runtime.bus)
+
+
+if __name__ == "__main__":
+    run_service(ProbeSettings, build)
