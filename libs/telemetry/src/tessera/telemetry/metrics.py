@@ -10,14 +10,28 @@ SERVICE_INFO = Gauge("tessera_service_info", "Always 1; names the service and th
 DEPENDENCY_UP = Gauge("tessera_dependency_up", "1 when the last health check of the dependency passed, else 0.", ["dependency"])
 BREAKER_OPEN = Gauge("tessera_breaker_open", "0 closed, 0.5 half open, 1 open: the breaker in front of the dependency.", ["dependency"])
 
-# --- bus: events, consumers, outbox --------------------------------------------------------------------------------------------------------
-BUS_PUBLISHED = Counter("tessera_bus_published_events_total", "Events handed to Kafka; a tenant's own topics count as their shared one.", ["topic"])
-BUS_CONSUMED = Counter("tessera_bus_consumed_events_total", "Events handled to their end: applied, answered, refused or recognised.", ["consumer", "topic"])
-BUS_REDELIVERED = Counter("tessera_bus_redelivered_events_total", "Events of a batch that died before its commit, handled again.", ["consumer"])
-BUS_DUPLICATES = Counter("tessera_bus_duplicate_events_total", "Events that the inbox knew already and that had no second effect.", ["consumer"])
-BUS_REFUSED = Counter("tessera_bus_refused_events_total", "Events that can never be handled, by machine-readable reason.", ["consumer", "code"])
+# --- bus: events, consumers, outbox ------------------------------------------------------------------------------------------------------
+BUS_PUBLISHED = Counter(
+    "tessera_bus_published_events_total", "Events handed to Kafka; a tenant's own topics count as their shared one.", ["topic"]
+)
+BUS_CONSUMED = Counter(
+    "tessera_bus_consumed_events_total", "Events handled to their end: applied, answered, refused or recognised.", ["consumer", "topic"]
+)
+BUS_REDELIVERED = Counter(
+    "tessera_bus_redelivered_events_total", "Events of a batch that died before its commit, handled again.", ["consumer"]
+)
+BUS_DUPLICATES = Counter(
+    "tessera_bus_duplicate_events_total", "Events that the inbox knew already and that had no second effect.", ["consumer"]
+)
+BUS_REFUSED = Counter(
+    "tessera_bus_refused_events_total", "Events that can never be handled, by machine-readable reason.", ["consumer", "code"]
+)
 BUS_RETRIES = Counter("tessera_bus_retries_total", "Attempts that failed for a passing reason and are repeated.", ["consumer"])
-BUS_FENCED = Counter("tessera_bus_fenced_batches_total", "Batches rolled back because another replica had moved the position.", ["consumer"])
+BUS_FENCED = Counter(
+    "tessera_bus_fenced_batches_total", "Batches rolled back because another replica had moved the position.", ["consumer"]
+)
 BUS_LAG = Gauge("tessera_bus_lag_events", "Events on the partition that are not handled yet.", ["consumer", "topic", "partition"])
 BUS_RELAYED = Counter("tessera_bus_relayed_events_total", "Rows of the outbox published and deleted.")
-BUS_STREAM_OVERFLOWS = Counter("tessera_bus_stream_overflows_total", "Replies dropped because their reader was too slow; it can resume from the log.")
+BUS_STREAM_OVERFLOWS = Counter(
+    "tessera_bus_stream_overflows_total", "Replies dropped because their reader was too slow; it can resume from the log."
+)
