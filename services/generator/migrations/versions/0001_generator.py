@@ -74,6 +74,16 @@ CREATE TABLE ngram_learned (
 )
 """
 
+# Models that belong to no tenant are kept under the platform's.
+_DECLARED_MODEL = """
+CREATE TABLE declared_model (
+    tenant_id text NOT NULL,
+    model_id text NOT NULL,
+    declaration jsonb NOT NULL,
+    PRIMARY KEY (tenant_id, model_id)
+)
+"""
+
 _INDEXES = (
     "CREATE INDEX generation_job_ready ON generation_job (provider, created_at) WHERE state = 'ready'",
     "CREATE INDEX generation_job_running ON generation_job (lease_expires_at) WHERE state = 'running'",
@@ -83,14 +93,15 @@ _INDEXES = (
 
 def upgrade() -> None:
     create_delivery_tables(op)
-    for statement in (_JOB, _NGRAM, _NGRAM_OCCUPANCY, _NGRAM_LEARNED, *_INDEXES):
+    for statement in (_JOB, _NGRAM, _NGRAM_OCCUPANCY, _NGRAM_LEARNED, _DECLARED_MODEL, *_INDEXES):
         op.execute(statement)
     protect(op, "generation_job")
+    protect(op, "declared_model")
     for table in ("ngram", "ngram_occupancy", "ngram_learned"):
         protect(op, table, client=("select",))
 
 
 def downgrade() -> None:
-    for table in ("ngram_learned", "ngram_occupancy", "ngram", "generation_job"):
+    for table in ("declared_model", "ngram_learned", "ngram_occupancy", "ngram", "generation_job"):
         op.execute(f"DROP TABLE {table}")
     drop_delivery_tables(op)

@@ -28,9 +28,9 @@ def sample(distribution: Distribution, parameters: SamplingParameters, uniform: 
 
 
 def _tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
-    with np.errstate(divide="ignore"):
-        scaled = np.log(probabilities) / temperature
-    weights: Probabilities = np.exp(scaled - scaled.max())
+    with np.errstate(divide="ignore", over="ignore"):  # what is too improbable becomes impossible
+        logarithms = np.log(probabilities)
+        weights: Probabilities = np.exp((logarithms - logarithms.max()) / temperature)
     total: Probabilities = weights / weights.sum()
     return total
 
