@@ -9,26 +9,29 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from faststream.kafka import KafkaBroker
 from faststream.kafka import TopicPartition as DeclaredPartition
 from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 
+from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 
-Receive = Callable[[tuple[ConsumerRecord[bytes, bytes], ...]], Awaitable[None]]
+Receive = Callable[[tuple[Record, ...]], Awaitable[None]]
 _POLL_SECONDS: Final = 1.0
 
 
-class PatientConsumer(AIOKafkaConsumer):
+class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """Waits for records itself: FastStream's batch loop sleeps as long as it waited whenever a poll came back empty."""
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
-    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+    ) -> dict[TopicPartition, list[Record]]:
         """As in aiokafka, waiting up to a second; returns at once when records are there."""
-        return await super().getmany(*partitions, timeout_ms=max(timeout_ms, int(_POLL_SECONDS * 1000)), max_records=max_records)
+        patience = max(timeout_ms, int(_POLL_SECONDS * 1000))
+        fetched: dict[TopicPartition, list[Record]] = await super().getmany(*partitions, timeout_ms=patience, max_records=max_records)
+        return fetched
 
 
 class PatientBroker(KafkaBroker):
@@ -36,7 +39,12 @@ class PatientBroker(KafkaBroker):
 
     def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
         super().__init__(
-            kafka.bootstrap_servers, apply_types=False, allow_auto_create_topics=False, consumer_only=True, logger=None, graceful_timeout=1.0
+            kafka.bootstrap_servers,
+            apply_types=False,
+            allow_auto_create_topics=False,
+            consumer_only=True,
+            logger=None,
+            graceful_timeout=1.0,
         )
         self._connection_options = kafka.connection(client_id)
 
@@ -74,7 +82,13 @@ class Feed:
 
 
 def group_feed(
-    kafka: KafkaSettings, client_id: str, group: str, topics: tuple[str, ...], pattern: str | None, listener: ConsumerRebalanceListener, receive: Receive
+    kafka: KafkaSettings,
+    client_id: str,
+    group: str,
+    topics: tuple[str, ...],
+    pattern: str | None,
+    listener: ConsumerRebalanceListener,
+    receive: Receive,
 ) -> Feed:
     """A feed in consumer group `group` over `topics` or `pattern` (names on the cluster)."""
     return _feed(
@@ -93,7 +107,9 @@ def group_feed(
     )
 
 
-def partition_feed(kafka: KafkaSettings, client_id: str, topic: str, partitions: tuple[int, ...], *, from_beginning: bool, receive: Receive) -> Feed:
+def partition_feed(
+    kafka: KafkaSettings, client_id: str, topic: str, partitions: tuple[int, ...], *, from_beginning: bool, receive: Receive
+) -> Feed:
     """A feed of exactly these partitions of one topic, outside groups."""
     return _feed(
         kafka,
@@ -108,7 +124,7 @@ def partition_feed(kafka: KafkaSettings, client_id: str, topic: str, partitions:
 
 def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:
     broker = PatientBroker(kafka, client_id)
-    subscriber = broker.subscriber(
+    subscriber: Any = broker.subscriber(
         *topics,
         batch=True,
         batch_timeout_ms=1,
@@ -118,10 +134,10 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
         **options,
     )
 
-    @subscriber
-    async def hand_over(message: StreamMessage[tuple[ConsumerRecord[bytes, bytes], ...]]) -> None:
+    async def hand_over(message: StreamMessage[tuple[Record, ...]]) -> None:
         await receive(message.raw_message)
 
+    subscriber(hand_over)
     return Feed(broker, subscriber)
 
 

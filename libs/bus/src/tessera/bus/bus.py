@@ -47,7 +47,7 @@ class Bus:
         self._requests: Requests | None = None
         self._relay = Relay(settings, database, self._publisher, self._directory) if database is not None else None
 
-    # --- consuming --------------------------------------------------------------------------------------------------------------------------
+    # --- consuming --------------------------------------------------------------------------------
     def consumer(self, traffic_class: str) -> Consumer:
         """The consumer of one traffic class (chat, ingestion, bulk): group `<service>.<class>`. The same object on every call."""
         if traffic_class not in self._consumers:
@@ -70,18 +70,20 @@ class Bus:
 
     def feed(self, event_class: type[D], on_event: Callable[[Received[D]], Awaitable[None] | None]) -> Table:
         """Like `table`, but only what comes from now on (commands to every replica)."""
-        table = Table(self.settings.kafka, self._client_id(f"feed-{topic_of(event_class).name}"), event_class, on_event, from_beginning=False)
+        table = Table(
+            self.settings.kafka, self._client_id(f"feed-{topic_of(event_class).name}"), event_class, on_event, from_beginning=False
+        )
         self._tables.append(table)
         return table
 
     @property
     def requests(self) -> Requests:
-        """Asking and streaming over the reply topic. The first use makes this process read a reply partition, so use it before the start."""
+        """Asking and streaming over the reply topic. The first use makes this process read reply partitions: use it before the start."""
         if self._requests is None:
             self._requests = Requests(self.settings, self._publisher, self._client_id("replies"))
         return self._requests
 
-    # --- publishing -------------------------------------------------------------------------------------------------------------------------
+    # --- publishing -------------------------------------------------------------------------------
     async def publish(
         self,
         data: EventData,
@@ -97,9 +99,9 @@ class Bus:
         sequence: int | None = None,
         topic: str | None = None,
     ) -> Position:
-        """Publishes now and returns where, when all in-sync replicas have it. `topic` names a tenant's own topic instead of the catalogue's.
+        """Publishes now and returns where, when all in-sync replicas have it.
 
-        Without `id` a new UUIDv7; without `key` the id. Raises RetryableError when Kafka does not answer, InvalidError `event_too_large`.
+        `topic` names a tenant's own topic instead of the catalogue's. Without `id` a new UUIDv7; without `key` the id. Raises RetryableError when Kafka does not answer, InvalidError `event_too_large`.
         """
         target = topic or topic_of(type(data)).name
         with span(f"publish {data.event_type}"):
@@ -133,9 +135,9 @@ class Bus:
         """Makes the topics that belong to one tenant. Safe to repeat. Raises RetryableError when Kafka does not answer."""
         await self._directory.ensure_tenant(tenant_id)
 
-    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
     async def connect(self) -> None:
-        """Connects the producer and looks for the topics. May be repeated. Raises RetryableError while no broker answers or topics are missing."""
+        """Connects and looks for the topics. May be repeated. Raises RetryableError while no broker answers or topics are missing."""
         await self._publisher.start()
         await self._directory.start()
         missing = [topic.name for topic in consumed_by(self.settings.service) if not await self._directory.exists(topic.name)]

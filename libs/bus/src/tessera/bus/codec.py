@@ -1,7 +1,7 @@
 """CloudEvents 1.0 in Kafka's binary mode: attributes as `ce_*` headers, the value is the JSON of the data.
 
-Source: CloudEvents Kafka Protocol Binding 1.0.2 §3.2, JSON event format. This is the one step at which content will be sealed and opened; for
-now it is the identity.
+Source: CloudEvents Kafka Protocol Binding 1.0.2 §3.2, JSON event format. This is the one step at which content will be sealed and
+opened; for now it is the identity.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
-from aiokafka import ConsumerRecord
 from pydantic import ValidationError
 
 from tessera.bus.events import Received
+from tessera.bus.records import Record
 from tessera.contracts.base import MAXIMUM_EVENT_BYTES, EventData
 from tessera.contracts.catalogue import Topic, tenant_of_topic
 from tessera.contracts.errors import InvalidError
@@ -90,15 +90,17 @@ def rfc3339(moment: datetime) -> str:
 
 def attributes_of(headers: Headers) -> dict[str, str]:
     """The CloudEvents attributes among `headers`, whatever their worth; broken UTF-8 is replaced. Never raises."""
-    return {name[len(_PREFIX) :].lower(): (value or b"").decode(errors="replace") for name, value in headers if name.lower().startswith(_PREFIX)}
+    return {
+        name[len(_PREFIX) :].lower(): (value or b"").decode(errors="replace") for name, value in headers if name.lower().startswith(_PREFIX)
+    }
 
 
-def decode(record: ConsumerRecord[bytes, bytes], topic: Topic, name: str) -> Received[EventData]:
+def decode(record: Record, topic: Topic, name: str) -> Received[EventData]:
     """The event in a record of `topic`, validated.
 
-    `name` is the topic's name without an operator's prefix. Events from ingestion are read closed, others open (rules of the log, 5). Raises
-    InvalidError with one of the codes `event_too_large`, `attribute_missing`, `attribute_invalid`, `specversion_unsupported`,
-    `content_type_unsupported`, `event_type_unknown`, `tenant_missing`, `tenant_invalid`, `tenant_mismatch`, `data_malformed`, `data_invalid`.
+    `name` is the topic's name without an operator's prefix. Events from ingestion are read closed, others open (rules of the log, 5).
+    Raises InvalidError with one of the codes `event_too_large`, `attribute_missing`, `attribute_invalid`, `specversion_unsupported`,
+    `content_type_unsupported`, `event_type_unknown`, `tenant_missing`, `tenant_invalid`, `tenant_mismatch`, `data_malformed` and `data_invalid`.
     """
     _check_size(record)
     attributes = attributes_of(record.headers)
@@ -151,7 +153,7 @@ _FIRST: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _FURTHER: Final = _FIRST | frozenset("_-")
 
 
-def _check_size(record: ConsumerRecord[bytes, bytes]) -> None:
+def _check_size(record: Record) -> None:
     size = len(record.value or b"")
     framed = size + len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
     if size > MAXIMUM_EVENT_BYTES or framed > _MAXIMUM_FRAMED_BYTES:

@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
-from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 
 from tessera.bus.broker import Feed, group_feed
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.partitions import Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher
-from tessera.bus.registry import RefusalHandler, Registration, Registry
+from tessera.bus.records import Record
+from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
 from tessera.bus.transaction import Transaction
@@ -34,6 +35,7 @@ from tessera.telemetry import get_logger, metrics
 
 D = TypeVar("D", bound=EventData)
 OnTransaction = Callable[[Received[D], Transaction], Awaitable[None]]
+H = TypeVar("H")
 OnEvent = Callable[[Received[D], Emitter], Awaitable[None]]
 
 _STALLED_AFTER: Final = timedelta(seconds=60)
@@ -75,7 +77,7 @@ class Consumer:
         )
         self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
 
-    # --- registration -----------------------------------------------------------------------------------------------------------------------
+    # --- registration -----------------------------------------------------------------------------
     def transactional(self, event_class: type[D]) -> Callable[[OnTransaction[D]], OnTransaction[D]]:
         """Registers a handler whose effect commits with inbox, outbox and position. Raises ValueError if the catalogue says otherwise."""
         return self._registering(event_class, Mode.TRANSACTIONAL)
@@ -89,21 +91,21 @@ class Consumer:
         return self._registering(event_class, Mode.REPLY)
 
     def on_refused(self, handler: RefusalHandler) -> RefusalHandler:
-        """Registers what is called with (tenant, refusal, connection), within the transaction, for each refused event of a producer outside.
+        """Registers what is called for each refused event of a producer outside, within the transaction.
 
-        Refusals that belong to no known tenant are not among them. At most one handler; it must be repeatable.
+        It gets (tenant, refusal, connection). Refusals that belong to no known tenant are not among them. At most one handler; it must be repeatable.
         """
         self._registry.on_refused = handler
         return handler
 
-    def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[D], D]:  # type: ignore[type-var]
-        def register(handler):  # type: ignore[no-untyped-def]
-            self._registry.add(Registration(event_class, mode, handler))
+    def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[H], H]:
+        def register(handler: H) -> H:
+            self._registry.add(Registration(event_class, mode, cast(Handler, handler)))
             return handler
 
         return register
 
-    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Joins the group. Returns when partitions are assigned. Raises ValueError when a type on a topic has no handler."""
         topics = self._registry.topics()
@@ -155,7 +157,7 @@ class Consumer:
         metrics.BUS_LAG.labels(consumer=self._group, topic=self._topic(partition).name, partition=str(partition.partition)).set(lag)
         return lag
 
-    # --- plumbing ---------------------------------------------------------------------------------------------------------------------------
+    # --- plumbing ---------------------------------------------------------------------------------
     def _subscription(self, topics: Iterable[Topic]) -> tuple[tuple[str, ...], str | None]:
         """Names, or one pattern where tenants have topics of their own: a new tenant's is found at the next refresh of the metadata."""
         kafka = self._around.kafka
@@ -180,7 +182,7 @@ class Consumer:
             raise ValueError(f"{self._around.service} does not read {topic.name}")
         return consumer.mode
 
-    async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+    async def _receive(self, records: tuple[Record, ...]) -> None:
         for (topic, number), group in groupby(records, key=lambda record: (record.topic, record.partition)):
             loop = self._loops.get(TopicPartition(topic, number))
             if loop is not None:
@@ -207,19 +209,21 @@ class Consumer:
         name = self._around.kafka.logical(partition.topic)
         assignment = Assignment(self._feed.consumer, partition, topic, name, self._group)
         if self._mode(topic) is Mode.TRANSACTIONAL and self._around.database is not None:
-            workshop = Workshop(self._around.service, self._around.database, self._registry, self._in_flight, self._around.kafka.batch_records)
+            workshop = Workshop(
+                self._around.service, self._around.database, self._registry, self._in_flight, self._around.kafka.batch_records
+            )
             return TransactionalLoop(assignment, self._gate, workshop, on_fatal=self._around.on_fatal)
         return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
 
 
-class _Listener(ConsumerRebalanceListener):
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Drains before a partition goes (facts: FastStream does not), and starts loops when one comes."""
 
     def __init__(self, owner: Consumer) -> None:
         self._owner = owner
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        await self._owner._release(revoked)  # noqa: SLF001  (the listener is a part of its consumer)
+        await self._owner._release(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        await self._owner._assign(assigned)  # noqa: SLF001
+        await self._owner._assign(assigned)

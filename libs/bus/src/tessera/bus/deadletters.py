@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from aiokafka import ConsumerRecord
-
 from tessera.bus.codec import INGESTION, Encoded, Envelope, attributes_of, encode, is_tenant_id, rfc3339
 from tessera.bus.outbox import OutboxRow
+from tessera.bus.records import Record
 from tessera.bus.transaction import source_of
 from tessera.contracts.catalogue import catalogued, dead_letter_topic, refusal_topic, tenant_of_topic
 from tessera.contracts.errors import InvalidError, Problem
@@ -23,7 +22,7 @@ _UNKNOWN_TENANT_CODES: Final = frozenset({"tenant_missing", "tenant_invalid", "t
 _NOBODY: Final = "unknown"
 
 
-def dead_letter(record: ConsumerRecord[bytes, bytes], topic: str, service: str, error: InvalidError, attempts: int) -> OutboxRow:
+def dead_letter(record: Record, topic: str, service: str, error: InvalidError, attempts: int) -> OutboxRow:
     """The record as it came, byte for byte, with the reason in further headers, for `<topic>.<service>.dlq`."""
     reason = {
         "code": error.code,
@@ -38,7 +37,9 @@ def dead_letter(record: ConsumerRecord[bytes, bytes], topic: str, service: str, 
     }
     headers = [(name, value or b"") for name, value in record.headers]
     headers += [(_PREFIX + name, value.encode()) for name, value in reason.items() if value is not None]
-    return OutboxRow(_id_of(record, topic, "dead letter"), dead_letter_topic(topic, service), record.key, Encoded(headers, record.value or b""))
+    return OutboxRow(
+        _id_of(record, topic, "dead letter"), dead_letter_topic(topic, service), record.key, Encoded(headers, record.value or b"")
+    )
 
 
 def is_refusable(topic: str) -> bool:
@@ -46,7 +47,7 @@ def is_refusable(topic: str) -> bool:
     return catalogued(topic).name == INGESTION
 
 
-def refused(record: ConsumerRecord[bytes, bytes], topic: str, error: InvalidError) -> EventRefused:
+def refused(record: Record, topic: str, error: InvalidError) -> EventRefused:
     """What is told about a refused event."""
     attributes = attributes_of(record.headers)
     return EventRefused(
@@ -60,7 +61,7 @@ def refused(record: ConsumerRecord[bytes, bytes], topic: str, error: InvalidErro
     )
 
 
-def refusal(record: ConsumerRecord[bytes, bytes], topic: str, service: str, error: InvalidError) -> OutboxRow:
+def refusal(record: Record, topic: str, service: str, error: InvalidError) -> OutboxRow:
     """The event that tells the producer; on the shared topic of refusals where the tenant is not known."""
     attributes = attributes_of(record.headers)
     tenant_id = told_tenant(record, topic, error)
@@ -72,7 +73,7 @@ def refusal(record: ConsumerRecord[bytes, bytes], topic: str, service: str, erro
     return OutboxRow(event_id, refusal_topic(tenant_id), data.refused_id.encode() or None, encode(data, envelope))
 
 
-def told_tenant(record: ConsumerRecord[bytes, bytes], topic: str, error: InvalidError) -> str | None:
+def told_tenant(record: Record, topic: str, error: InvalidError) -> str | None:
     """The tenant that a refusal belongs to; None where there is none, or none that can be believed."""
     owner, claimed = tenant_of_topic(topic), attributes_of(record.headers).get("tenantid")
     if owner is not None:
@@ -86,6 +87,6 @@ def _clean(value: str | None) -> str | None:
     return value[:128] if value else None
 
 
-def _id_of(record: ConsumerRecord[bytes, bytes], topic: str, step: str) -> UUID:
+def _id_of(record: Record, topic: str, step: str) -> UUID:
     """From the position, not from the event's own id: a refused event may have none, or somebody else's."""
     return derived_id(f"{topic}/{record.partition}/{record.offset}", step)

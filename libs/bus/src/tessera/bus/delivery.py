@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from tessera.bus.codec import attributes_of, decode, is_tenant_id, loose_data
 from tessera.bus.events import Origin, Received, known_reply_partition
-from tessera.bus.partitions import Assignment, Record
+from tessera.bus.partitions import Assignment
+from tessera.bus.records import Record
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import InvalidError, Problem
 from tessera.telemetry import bound, continued, span
@@ -53,13 +54,21 @@ def handling(event: Received[EventData], group: str) -> Iterator[None]:
     with (
         continued(event.traceparent),
         bound(request_id=event.request_id, tenant_id=event.tenant_id),
-        span(
-            f"consume {event.type}",
-            **{"messaging.destination": event.topic.split(".")[0] if event.topic.startswith("ingest.") else event.topic},
-            **{"messaging.consumer.group": group, "messaging.partition": event.partition, "messaging.offset": event.offset, "event.id": event.id},
-        ),
+        span(f"consume {event.type}", **_attributes(event, group)),
     ):
         yield
+
+
+def _attributes(event: Received[EventData], group: str) -> dict[str, str | int]:
+    """Names of OpenTelemetry's messaging conventions. No key and no content."""
+    return {
+        "messaging.system": "kafka",
+        "messaging.destination.name": event.topic,
+        "messaging.destination.partition.id": event.partition,
+        "messaging.kafka.offset": event.offset,
+        "messaging.consumer.group.name": group,
+        "messaging.message.id": event.id,
+    }
 
 
 def loose_origin(record: Record) -> Origin | None:

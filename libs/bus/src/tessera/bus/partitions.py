@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
+from tessera.bus.records import Record
 from tessera.contracts.catalogue import Topic
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.resilience import ResilienceError, RetryPolicy
 from tessera.telemetry import get_logger
 
-Record = ConsumerRecord[bytes, bytes]
 State = Literal["running", "paused", "backing_off", "stopped"]
 
 PASSING: Final = (RetryableError, ResilienceError)
@@ -96,7 +96,7 @@ class PartitionLoop(ABC):
             self._hold()
 
     async def close(self, grace: timedelta) -> None:
-        """Takes nothing further, finishes what is in hand and commits it. What is not done within `grace` is cancelled: it will be redelivered."""
+        """Takes nothing further, finishes and commits what is in hand. What is not done within `grace` is cancelled: redelivered."""
         self._stopping.set()
         self._arrived.set()
         if self._task is None:
@@ -142,7 +142,7 @@ class PartitionLoop(ABC):
             await self._run()
         except FatalError as error:
             self._on_fatal(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A broken loop must never sit there silently: the process ends and a fresh one begins from the committed position.
             _log.exception("partition loop broke", partition=str(self.assignment.partition))
             self._on_fatal(FatalError(f"the loop of {self.assignment.partition} broke: {error!r}"))

@@ -18,7 +18,9 @@ _ADVANCE = text(
     "UPDATE consumer_position SET next_offset = :next_offset "
     "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored"
 )
-_MARK = text("SELECT first_offset, last_offset, attempts FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
+_MARK = text(
+    "SELECT first_offset, last_offset, attempts FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition"
+)
 _SET_MARK = text(
     "INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
     "VALUES (:consumer, :topic, :partition, :first, :last, :attempts) "

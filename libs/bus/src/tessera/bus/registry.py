@@ -8,25 +8,23 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
-from tessera.bus.transaction import Transaction
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, topic_of
 from tessera.contracts.events import EventRefused
 
-TransactionalHandler = Callable[[Received[Any], Transaction], Awaitable[None]]
-StatelessHandler = Callable[[Received[Any], Emitter], Awaitable[None]]
+Handler = Callable[[Received[Any], Any], Awaitable[None]]
+"""Takes the event, and a Transaction in the mode transactional, else an Emitter."""
 RefusalHandler = Callable[[str, EventRefused, AsyncConnection], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One handler. `handler` takes a Transaction in the mode transactional, else an Emitter."""
+    """One handler."""
 
     event_class: type[EventData]
     mode: Mode
-    handler: Callable[[Received[Any], Any], Awaitable[None]]
+    handler: Handler
 
 
 class Registry:
@@ -55,7 +53,9 @@ class Registry:
     def topics(self) -> list[Topic]:
         """The topics to read. Raises ValueError when a type on one of them has no handler: its events would be lost to dead letters."""
         topics = {topic.name: topic for topic in map(topic_of, self._classes())}
-        missing = [event.__name__ for topic in topics.values() for event in topic.event_types if event.event_type not in self._registrations]
+        missing = [
+            event.__name__ for topic in topics.values() for event in topic.event_types if event.event_type not in self._registrations
+        ]
         if missing:
             raise ValueError(f"no handler in {self._service}.{self._traffic_class} for {', '.join(missing)}")
         return list(topics.values())

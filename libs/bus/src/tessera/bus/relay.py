@@ -88,7 +88,7 @@ class Relay:
                 failures += 1
                 _log.warning("outbox relay waits", error=str(error), failures=failures)
                 await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # The relay is the only way out of the outbox: whatever happens, it goes on, and says so.
                 failures += 1
                 _log.exception("outbox relay failed", failures=failures)

@@ -1,7 +1,7 @@
 """Asking over the log: requests whose answers, chunks and completions come back on a partition of the reply topic.
 
-A process reads its reply partitions itself, outside groups, so a rebalance never stalls a stream. Two processes reading the same partition is
-harmless: each takes only what it asked for.
+A process reads its reply partitions itself, outside groups, so a rebalance never stalls a stream. Two processes reading the same
+partition is harmless: each takes only what it asked for.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tessera.bus.broker import Feed, partition_feed
 from tessera.bus.codec import Envelope, decode, encode
 from tessera.bus.errors import RequestFailedError, StreamExpiredError
 from tessera.bus.events import Received, Reply
 from tessera.bus.publisher import Publisher, as_retryable
+from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings, ServiceSettings
 from tessera.bus.transaction import source_of
 from tessera.contracts.base import EventData, RequestData
@@ -50,7 +51,9 @@ class Requests:
         self._turn = 0
         self._answers: dict[str, asyncio.Future[EventData]] = {}
         self._streams: dict[str, list[Waiting]] = {}
-        self._feed: Feed = partition_feed(self._kafka, client_id, _REPLY.name, self._partitions, from_beginning=False, receive=self._receive)
+        self._feed: Feed = partition_feed(
+            self._kafka, client_id, _REPLY.name, self._partitions, from_beginning=False, receive=self._receive
+        )
 
     @property
     def reply_partition(self) -> int:
@@ -81,7 +84,7 @@ class Requests:
         *,
         tenant_id: str,
         request_id: str | None,
-        timeout: timedelta | float,
+        timeout: timedelta | float,  # noqa: ASYNC109  (it is also the deadline that the request carries)
         key: bytes | None = None,
         subject_id: str | None = None,
         id: str | None = None,
@@ -138,7 +141,9 @@ class Requests:
         until: datetime | None,
     ) -> None:
         if data.reply_partition not in self._partitions:
-            raise InvalidError("reply_partition_unknown", "The request names a reply partition that this process does not read.", "reply_partition")
+            raise InvalidError(
+                "reply_partition_unknown", "The request names a reply partition that this process does not read.", "reply_partition"
+            )
         envelope = Envelope(
             id=event_id,
             source=source_of(self._service),
@@ -150,7 +155,7 @@ class Requests:
         )
         await self._publisher.publish(topic_of(type(data)).name, encode(data, envelope), key=key or event_id.encode())
 
-    async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+    async def _receive(self, records: tuple[Record, ...]) -> None:
         for record in records:
             event = _decoded(record)
             if event is not None:
@@ -172,7 +177,9 @@ class Requests:
         if not 0 <= partition < REPLY_PARTITIONS or offset < 0:
             raise StreamExpiredError("There is no such position.")
         consumer = AIOKafkaConsumer(
-            **self._kafka.connection(f"{self._client_id}-replay"), auto_offset_reset="none", fetch_max_wait_ms=self._kafka.fetch_max_wait_milliseconds
+            **self._kafka.connection(f"{self._client_id}-replay"),
+            auto_offset_reset="none",
+            fetch_max_wait_ms=self._kafka.fetch_max_wait_milliseconds,
         )
         with as_retryable():
             await consumer.start()
@@ -215,7 +222,7 @@ def _stream_of(event: Received[EventData]) -> str:
     return found or event.correlation_id or ""
 
 
-def _decoded(record: ConsumerRecord[bytes, bytes]) -> Received[EventData] | None:
+def _decoded(record: Record) -> Received[EventData] | None:
     try:
         return decode(record, _REPLY, _REPLY.name)
     except InvalidError as error:

@@ -61,7 +61,11 @@ def explained(settings_class: type[ServiceSettings], error: ValidationError) -> 
         f"  {prefix}{'__'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}" if fault["loc"] else f"  {fault['msg']}"
         for fault in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-    return f"tessera {settings_class.service}: {len(lines)} settings are wrong (TESSERA__… sets a value for all services):\n" + "\n".join(lines) + "\n"
+    return (
+        f"tessera {settings_class.service}: {len(lines)} settings are wrong (TESSERA__… sets a value for all services):\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 class Runtime(Generic[S]):
@@ -82,20 +86,25 @@ class Runtime(Generic[S]):
         self._stopping = asyncio.Event()
         self._fatal: FatalError | None = None
 
-    # --- for build --------------------------------------------------------------------------------------------------------------------------
+    # --- for build --------------------------------------------------------------------------------
     def add_dependency(self, name: str, *, required: bool, check: Check, breaker: Breaker | None = None) -> None:
         """Adds a dependency to readiness and status. `check` raises when it cannot be used."""
         self.health.add_dependency(name, required=required, check=check, breaker_state=None if breaker is None else lambda: breaker.state)
 
     def add_worker(self, name: str, run: Work) -> None:
-        """Adds a loop: `run(stopping)` is started with the service, restarted with backoff when it ends or raises, told by `stopping` to finish what is
-        in hand, and cancelled at the drain deadline. A FatalError stops the service."""
+        """Adds a loop: `run(stopping)` is started with the service and restarted with backoff when it ends or raises.
+
+        `stopping` tells it to finish what is in hand; at the drain deadline it is cancelled. A FatalError stops the service.
+        """
         if name in self._workers:
             raise ValueError(f"there is a worker {name!r} already")
         self._workers[name] = run
 
     def add_http_server(self, app: Any, host: str, port: int) -> tuple[str, int]:
-        """Serves an ASGI application once the bus runs; several processes may share the port. Returns host and port. Raises OSError when it is taken."""
+        """Serves an ASGI application once the bus runs; several processes may share the port. Returns the address.
+
+        Raises OSError when the address is taken by something else.
+        """
         server = HttpServer(app, host, port, drain=self.settings.drain)
         self._servers.append(server)
         return server.address
@@ -119,7 +128,7 @@ class Runtime(Generic[S]):
         """Begins an orderly stop, as SIGTERM does."""
         self._leave.set()
 
-    # --- life -------------------------------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
     async def run(self, build: Build[S]) -> int:
         """Runs until told to stop. Returns the exit code."""
         self._catch_signals()
@@ -131,7 +140,7 @@ class Runtime(Generic[S]):
             await self._leave.wait()
         except FatalError as error:
             self.fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             _log.exception("the service could not start")
             self.fail(FatalError(f"the service could not start: {error!r}"))
         await self._drain(tasks)
@@ -173,13 +182,13 @@ class Runtime(Generic[S]):
     def _begin_admin(self) -> asyncio.Task[None]:
         listener = listening_socket(self.settings.admin_host, self.settings.admin_port)
         _log.info("admin port open", host=self.settings.admin_host, port=listener.getsockname()[1])
-        return asyncio.create_task(serve_admin(self.health, self.settings.admin_host, self.settings.admin_port, bound_socket=listener), name="admin")
+        return asyncio.create_task(
+            serve_admin(self.health, self.settings.admin_host, self.settings.admin_port, bound_socket=listener), name="admin"
+        )
 
     def _add_own_dependencies(self) -> None:
         self.add_dependency("kafka", required=True, check=self.bus.check_kafka)
-        self.add_dependency(
-            "postgres", required=self.settings.postgres_required, check=self.database.check, breaker=self.database.breaker
-        )
+        self.add_dependency("postgres", required=self.settings.postgres_required, check=self.database.check, breaker=self.database.breaker)
         self.health.add_liveness("consumers", self.bus.check_live)
 
     async def _supervised(self, name: str, work: Work) -> None:
@@ -191,7 +200,7 @@ class Runtime(Generic[S]):
             except FatalError as error:
                 self.fail(error)
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001
                 failures += 1
                 _log.exception("worker failed, will be restarted", worker=name, failures=failures)
             if not self._stopping.is_set():
@@ -230,7 +239,7 @@ class Runtime(Generic[S]):
         try:
             async with asyncio.timeout(_SETTLE.total_seconds()):
                 await step
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             _log.warning("an error while stopping", error=repr(error))
 
     async def _reload(self) -> None:

@@ -103,8 +103,9 @@ def _instance() -> str:
 class ServiceSettings(BaseSettings):
     """The part of a service's settings that all services have; a service's own class adds to it.
 
-    `class MemorySettings(ServiceSettings, service="memory")` reads `TESSERA_MEMORY__KAFKA__BOOTSTRAP_SERVERS`, and where that is absent the common
-    `TESSERA__KAFKA__BOOTSTRAP_SERVERS`. Files named like the variables in the folder `TESSERA_SECRETS` (one value per file) come after both.
+    `class MemorySettings(ServiceSettings, service="memory")` reads `TESSERA_MEMORY__KAFKA__BOOTSTRAP_SERVERS`, and where that is absent
+    the common `TESSERA__KAFKA__BOOTSTRAP_SERVERS`. Files named like the variables in the folder `TESSERA_SECRETS` (one value per file)
+    come after both.
     """
 
     model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", validate_default=True)
@@ -165,13 +166,20 @@ class ServiceSettings(BaseSettings):
         return timedelta(seconds=self.drain_seconds)
 
 
-def _secret_files(settings_cls: type[BaseSettings], fallback: PydanticBaseSettingsSource, prefixes: tuple[str, ...]) -> list[PydanticBaseSettingsSource]:
+def _secret_files(
+    settings_cls: type[BaseSettings], fallback: PydanticBaseSettingsSource, prefixes: tuple[str, ...]
+) -> list[PydanticBaseSettingsSource]:
     folder = os.environ.get("TESSERA_SECRETS")
     if not folder:
         return []
     return [
         NestedSecretsSettingsSource(
-            fallback, secrets_dir=folder, secrets_dir_missing="error", secrets_prefix=prefix, secrets_nested_delimiter="__", secrets_case_sensitive=False
+            fallback,
+            secrets_dir=folder,
+            secrets_dir_missing="error",
+            secrets_prefix=prefix,
+            secrets_nested_delimiter="__",
+            secrets_case_sensitive=False,
         )
         for prefix in prefixes
     ]

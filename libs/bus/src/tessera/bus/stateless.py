@@ -17,8 +17,9 @@ from tessera.bus.deadletters import HANDLER_FAILED, dead_letter, is_refusable, r
 from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling, loose_origin
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Origin, Received
-from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop, Record
+from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher
+from tessera.bus.records import Record
 from tessera.bus.registry import Registry
 from tessera.bus.tracking import OffsetHead
 from tessera.contracts.base import EventData
@@ -50,7 +51,9 @@ class Bench:
 class StatelessLoop(PartitionLoop):
     """Handles one partition: several events at once where the topic is free of order, else one after the other."""
 
-    def __init__(self, assignment: Assignment, gate: Gate, bench: Bench, *, high_water: int, on_fatal: Callable[[FatalError], None]) -> None:
+    def __init__(
+        self, assignment: Assignment, gate: Gate, bench: Bench, *, high_water: int, on_fatal: Callable[[FatalError], None]
+    ) -> None:
         super().__init__(assignment, gate, high_water=high_water, on_fatal=on_fatal)
         self._bench = bench
         self._head = OffsetHead()
@@ -114,7 +117,7 @@ class StatelessLoop(PartitionLoop):
         self.handled_at = time.monotonic()
         metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc()
 
-    # --- one event --------------------------------------------------------------------------------------------------------------------------
+    # --- one event --------------------------------------------------------------------------------
     async def _handle(self, delivery: Delivery) -> bool:
         """Tries until the event is answered, applied or refused. False when stopping came first."""
         failures = unexplained = 0
@@ -126,10 +129,18 @@ class StatelessLoop(PartitionLoop):
             except FatalError:
                 raise
             except PASSING as error:
-                _log.warning("event will be tried again", topic=self.assignment.name, offset=delivery.record.offset, error=str(error), failures=failures)
-            except Exception:
+                _log.warning(
+                    "event will be tried again",
+                    topic=self.assignment.name,
+                    offset=delivery.record.offset,
+                    error=str(error),
+                    failures=failures,
+                )
+            except Exception:  # noqa: BLE001
                 unexplained += 1
-                _log.exception("handler failed unexpectedly", topic=self.assignment.name, offset=delivery.record.offset, attempt=unexplained)
+                _log.exception(
+                    "handler failed unexpectedly", topic=self.assignment.name, offset=delivery.record.offset, attempt=unexplained
+                )
             failures += 1
             metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
             await self._wait_before_retry(delivery, failures)
@@ -165,7 +176,11 @@ class StatelessLoop(PartitionLoop):
     async def _answer(self, event: Received[EventData], failures: int, started: float) -> None:
         emitter = self._emitter(event)
         if expired(event) or (event.deadline is None and time.monotonic() - started > DEFAULT_PATIENCE.total_seconds()):
-            problem = EXPIRED if failures == 0 else Problem(code="dependency_unavailable", message="A dependency did not recover in time.", status=503)
+            problem = (
+                EXPIRED
+                if failures == 0
+                else Problem(code="dependency_unavailable", message="A dependency did not recover in time.", status=503)
+            )
             with bound(request_id=event.request_id, tenant_id=event.tenant_id):
                 await emitter.fail(problem)
                 return await emitter.settle()
@@ -203,7 +218,7 @@ class StatelessLoop(PartitionLoop):
             return delivery.event.origin if delivery.event.origin.reply_partition is not None else None
         return loose_origin(delivery.record)
 
-    # --- offsets ----------------------------------------------------------------------------------------------------------------------------
+    # --- offsets ----------------------------------------------------------------------------------
     async def _keep_committing(self) -> None:
         while True:
             await asyncio.sleep(self._bench.commit_every.total_seconds())

@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tessera.bus.broker import Feed, partition_feed
 from tessera.bus.codec import decode
 from tessera.bus.events import Received
+from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
@@ -24,8 +25,8 @@ _log = get_logger(__name__)
 class Table:
     """Keeps a replica's own view of a topic up to date by calling `on_change` for each event, in order per partition.
 
-    After a restart it reads from the beginning again; `on_change` must therefore be repeatable. An event that does not validate is passed over and
-    logged: one bad declaration must not hide the others.
+    After a restart it reads from the beginning again; `on_change` must therefore be repeatable. An event that does not validate is
+    passed over and logged: one bad declaration must not hide the others.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Table:
         partitions = list(consumer.assignment())
         starts, ends = await asyncio.gather(consumer.beginning_offsets(partitions), consumer.end_offsets(partitions))
         async with self._progress:
-            await self._progress.wait_for(lambda: all(self._next.get(partition, starts[partition]) >= end for partition, end in ends.items()))
+            await self._progress.wait_for(
+                lambda: all(self._next.get(partition, starts[partition]) >= end for partition, end in ends.items())
+            )
 
-    async def _receive(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+    async def _receive(self, records: tuple[Record, ...]) -> None:
         for record in records:
             await self._hand_over(record)
             self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
@@ -82,7 +85,7 @@ class Table:
             self._progress.notify_all()
         await self._look(self._feed.consumer)
 
-    async def _hand_over(self, record: ConsumerRecord[bytes, bytes]) -> None:
+    async def _hand_over(self, record: Record) -> None:
         if not record.value:
             return
         try:

@@ -56,7 +56,12 @@ def _configuration(topic: Topic, kafka: KafkaSettings) -> dict[str, str]:
 
 def _dead_letters(topic: Topic, kafka: KafkaSettings) -> list[Wanted]:
     """Kept until an operator decides; records may be larger than the original by the reason."""
-    configuration = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(MAXIMUM_REQUEST_BYTES), **_durability(kafka)}
+    configuration = {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1",
+        "max.message.bytes": str(MAXIMUM_REQUEST_BYTES),
+        **_durability(kafka),
+    }
     readers = [consumer.service for consumer in topic.consumers if consumer.mode is not Mode.BROADCAST]
     return [Wanted(dead_letter_topic(topic.name, service), 1, configuration) for service in readers]
 
@@ -132,7 +137,11 @@ class TopicDirectory:
         until = time.monotonic() + _WAIT_SECONDS
         while True:
             found = await self._partitions(wanted)
-            wrong = [f"{topic.name} has {found[topic.name]} partitions, not {topic.partitions}" for topic in wanted if 0 < found[topic.name] < topic.partitions]
+            wrong = [
+                f"{topic.name} has {found[topic.name]} partitions, not {topic.partitions}"
+                for topic in wanted
+                if 0 < found[topic.name] < topic.partitions
+            ]
             if not wrong and all(found[topic.name] >= topic.partitions for topic in wanted):
                 return
             if time.monotonic() > until:

@@ -8,8 +8,8 @@ from collections import deque
 class OffsetHead:
     """The finished head of one partition: the offset below which everything taken is finished.
 
-    Offsets are taken in rising order (gaps are normal) and finished in any order. Invariant: no offset at or above `position` was finished with all
-    before it finished too, and nothing below it is unfinished.
+    Offsets are taken in rising order (gaps are normal) and finished in any order. Invariant: nothing below `position` is unfinished, and
+    the first taken offset at or above it is unfinished.
     """
 
     def __init__(self) -> None:

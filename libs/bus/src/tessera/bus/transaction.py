@@ -25,8 +25,8 @@ def source_of(service: str) -> str:
 class Transaction:
     """One Postgres transaction on behalf of one event (or one step of a job). The bus opens and commits it.
 
-    What is published becomes visible only with the commit, in the order of the calls. Ids derive from the causing event, so a repeat publishes the
-    same ids.
+    What is published becomes visible only with the commit, in the order of the calls. Ids derive from the causing event, so a repeat
+    publishes the same ids.
     """
 
     def __init__(self, connection: AsyncConnection, origin: Origin, service: str, rows: list[OutboxRow]) -> None:
@@ -54,8 +54,8 @@ class Transaction:
     ) -> str:
         """Publishes `data` on its catalogue topic when the transaction commits, and returns the event's id.
 
-        (step, index) must be unique among what the causing event publishes from this service. Without `key` the causing event's id is the key.
-        Raises InvalidError `event_too_large`.
+        (step, index) must be unique among what the causing event publishes from this service. Without `key` the key is the id of the
+        exchange's first event. Raises InvalidError `event_too_large`.
         """
         return self._add(data, step, index, key=key, subject_id=subject_id, tenant_id=tenant_id, deadline=deadline, sequence=sequence)
 

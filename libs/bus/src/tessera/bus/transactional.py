@@ -21,8 +21,9 @@ from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling
 from tessera.bus.events import Received
 from tessera.bus.inbox import Entry, InboxItem, enter
 from tessera.bus.outbox import OutboxRow
-from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop, Record
+from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.positions import FencedError, Mark, PositionRow
+from tessera.bus.records import Record
 from tessera.bus.registry import Registry
 from tessera.bus.transaction import Transaction
 from tessera.contracts.base import EventData
@@ -74,7 +75,7 @@ class TransactionalLoop(PartitionLoop):
         """The stored position; None until it has been read."""
         return self._position if self._located else None
 
-    # --- position ---------------------------------------------------------------------------------------------------------------------------
+    # --- position ---------------------------------------------------------------------------------
     async def _run(self) -> None:
         await self._persist(self._locate)
         while batch := await self._taken(self._batch_limit()):
@@ -120,8 +121,8 @@ class TransactionalLoop(PartitionLoop):
         if start <= stored <= end:
             return
         raise FatalError(
-            f"{self.assignment.group} is at offset {stored} of {self.assignment.partition}, but the log holds {start} to {end}: events were lost, or "
-            "the topic was made anew. Going on would hide that; set the row in consumer_position by hand once the loss is understood."
+            f"{self.assignment.group} is at offset {stored} of {self.assignment.partition}, but the log holds {start} to {end}: events were "
+            "lost, or the topic was made anew. Going on would hide that; set the row in consumer_position by hand once the loss is understood."
         )
 
     def _suspect(self, mark: Mark | None) -> None:
@@ -131,12 +132,14 @@ class TransactionalLoop(PartitionLoop):
         died = range(max(mark.first, self._position), mark.last + 1)
         self._attempts = dict.fromkeys(died, mark.attempts)
         self._redelivered = set(died)
-        _log.warning("a batch died before its commit; its events are handled one by one", partition=str(self.assignment.partition), mark=str(mark))
+        _log.warning(
+            "a batch died before its commit; its events are handled one by one", partition=str(self.assignment.partition), mark=str(mark)
+        )
 
     def _batch_limit(self) -> int:
         return 1 if self._position < self._suspects_until else self._workshop.batch_records
 
-    # --- one batch --------------------------------------------------------------------------------------------------------------------------
+    # --- one batch --------------------------------------------------------------------------------
     async def _handle(self, batch: Sequence[Record]) -> None:
         failures = 0
         while not self._stopping.is_set():
@@ -149,10 +152,12 @@ class TransactionalLoop(PartitionLoop):
                 return await self._requeue(batch)
             except PASSING as error:
                 metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
-                _log.warning("batch rolled back, will be tried again", partition=str(self.assignment.partition), error=str(error), failures=failures)
+                _log.warning(
+                    "batch rolled back, will be tried again", partition=str(self.assignment.partition), error=str(error), failures=failures
+                )
             except FatalError:
                 raise
-            except Exception:
+            except Exception:  # noqa: BLE001
                 _log.exception("batch rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch))
                 self._blame(batch)
                 if len(batch) > 1:
@@ -230,12 +235,16 @@ class TransactionalLoop(PartitionLoop):
         async with self._workshop.database.transaction() as connection:
             stored = await self._row.read(connection)
         if stored is None or stored < self._position:
-            raise FatalError(f"the position of {self.assignment.group} on {self.assignment.partition} went back from {self._position} to {stored}")
+            raise FatalError(
+                f"the position of {self.assignment.group} on {self.assignment.partition} went back from {self._position} to {stored}"
+            )
         metrics.BUS_FENCED.labels(consumer=self.assignment.group).inc()
-        _log.warning("fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position)
+        _log.warning(
+            "fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position
+        )
         self._position = stored
 
-    # --- one event --------------------------------------------------------------------------------------------------------------------------
+    # --- one event --------------------------------------------------------------------------------
     async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> list[OutboxRow]:
         """Applies every event and returns what is to be published, in order."""
         entries = await self._enter(connection, deliveries)
