@@ -26,7 +26,8 @@ _WHITE_SPACE = b" \t\r\n"
 _LINE_END = b"\n"
 # Full stops of Chinese and Japanese are not followed by white space.
 _UNSPACED_ENDS = tuple(mark.encode() for mark in "。！？")
-_SENTENCE_ENDS = (b".", b"!", b"?", *_UNSPACED_ENDS)
+_WORD_ENDS = (_LINE_END, *_UNSPACED_ENDS)
+_SENTENCE_ENDS = (b".", b"!", b"?", *_WORD_ENDS)
 
 
 @lru_cache(maxsize=65_536)
@@ -95,7 +96,7 @@ def _words(tokens: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Runs of tokens: one begins with white space, or after the end of a line or of an unspaced sentence."""
     word: list[bytes] = []
     for token in tokens:
-        if word and (token[:1] in _WHITE_SPACE or word[-1].endswith((_LINE_END, *_UNSPACED_ENDS))):
+        if word and (token[:1] in _WHITE_SPACE or word[-1].endswith(_WORD_ENDS)):
             yield word
             word = []
         word.append(token)
@@ -104,11 +105,11 @@ def _words(tokens: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _sentences(words: Iterable[list[bytes]]) -> Iterator[list[list[bytes]]]:
-    """Runs of words: one ends with a word that ends a sentence or a line."""
+    """Runs of words: one ends with a word whose last token ends a sentence or a line."""
     sentence: list[list[bytes]] = []
     for word in words:
         sentence.append(word)
-        if b"".join(word).endswith((_LINE_END, *_SENTENCE_ENDS)):
+        if word[-1].endswith(_SENTENCE_ENDS):
             yield sentence
             sentence = []
     if sentence:
