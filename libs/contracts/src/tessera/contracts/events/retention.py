@@ -44,7 +44,7 @@ class PolicyReported(EventData):
 
     event_type: ClassVar[str] = "tessera.policy.reported.v1"
 
-    policy: RetentionPolicy | None
+    policy: RetentionPolicy | None = None
     version: Annotated[int, Field(ge=0)]
     updated_at: Moment | None = None
 
