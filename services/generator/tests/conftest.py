@@ -29,6 +29,7 @@ from tessera.contracts import (
 from tessera.contracts.events.memory import RecalledMemory, RecallScores
 from tessera.generator.domain.transcript import Progress
 from tessera.generator.ports import Job, NewJob
+from tessera.testkit import eventually
 
 Answer = Callable[[dict[str, Any]], Awaitable[Response]]
 
@@ -185,9 +186,7 @@ async def upstream() -> AsyncIterator[Upstream]:
     config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())  # `serve` would take the test run's signals
-    async with asyncio.timeout(10):
-        while not server.started:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: server.started)
     upstream.base_url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
     yield upstream
     server.should_exit = server.force_exit = True

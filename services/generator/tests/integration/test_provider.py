@@ -165,7 +165,7 @@ async def test_malformed_events(upstream: Any, provider: OpenAICompatibleProvide
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "code", "calls"),
+    "refusal",
     [
         (400, {"message": "too long", "code": "context_length_exceeded"}, "context_length_exceeded", 1),
         (400, {"message": "bad", "code": 17}, "provider_refused_request", 1),
@@ -177,8 +177,9 @@ async def test_malformed_events(upstream: Any, provider: OpenAICompatibleProvide
     ],
 )
 async def test_refusals(
-    upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob, status: int, error: Any, code: str, calls: int
+    upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob, refusal: tuple[int, Any, str, int]
 ) -> None:
+    status, error, code, calls = refusal
     upstream.refuses(status, error)
     with pytest.raises(EngineError) as caught:
         await pieces(provider, leased_job("up"))
