@@ -69,9 +69,11 @@ async def test_the_extension_is_in_public_and_the_public_cannot_enter(admin_url:
     assert (schema[0]["schema"], public[0]["allowed"]) == ("public", False)
 
 
-async def test_the_gateway_also_gets_an_authenticator(admin_url: SecretStr) -> None:
-    assert module._roles("gateway") == ("owner", "worker", "client", "authenticator")
-    assert module._roles("memory") == ("owner", "worker", "client")
+async def test_an_authenticator_is_made_only_where_it_has_a_password(admin_url: SecretStr, empty_postgres: PostgresSettings) -> None:
+    without = empty_postgres.model_copy(update={"authenticator_password": None})
+    await bootstrap(admin_url, {"samplefour": empty_postgres, "samplefive": without})
+    found = await admin_query(admin_url, r"SELECT rolname FROM pg_roles WHERE rolname ~ '^tessera_samplef.*_authenticator$'")
+    assert [row["rolname"] for row in found] == ["tessera_samplefour_authenticator"]
 
 
 async def test_an_old_server_is_refused(admin_url: SecretStr, empty_postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> None:

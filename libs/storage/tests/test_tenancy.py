@@ -132,7 +132,7 @@ async def test_roles_can_neither_bypass_security_nor_own_tables(database: Databa
             text("SELECT count(*) FROM pg_class WHERE relowner IN ('tessera_sample_worker'::regrole, 'tessera_sample_client'::regrole)")
         )
         roles = {row.rolname: row.powerful for row in powers}
-    assert roles == {"tessera_sample_owner": False, "tessera_sample_worker": False, "tessera_sample_client": False}
+    assert roles == {f"tessera_sample_{role}": False for role in ("owner", "worker", "client", "authenticator")}
     assert owned == 0
 
 
@@ -151,3 +151,15 @@ async def test_a_definer_function_of_the_owner_sees_rows_where_the_owner_was_let
     async with database.transaction() as connection:
         await connection.execute(text("INSERT INTO credential VALUES (:tenant, :digest)"), {"tenant": tenant, "digest": tenant.encode()})
         assert await connection.scalar(text("SELECT tenant_of(:digest)"), {"digest": tenant.encode()}) == tenant
+
+
+async def test_the_authenticator_may_look_up_and_nothing_else(database: Database, tenant: str) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(text("INSERT INTO credential VALUES (:tenant, :digest)"), {"tenant": tenant, "digest": tenant.encode()})
+    async with database.authenticating() as connection:
+        assert await connection.scalar(text("SELECT tenant_of(:digest)"), {"digest": tenant.encode()}) == tenant
+    for table in ("credential", "note", "inbox", "alembic_version"):
+        with pytest.raises(ProgrammingError) as raised:
+            async with database.authenticating() as connection:
+                await connection.execute(text(f"SELECT * FROM {table}"))
+        assert sqlstate(raised.value) == DENIED

@@ -173,6 +173,15 @@ def test_a_folder_that_cannot_be_made_is_told(settings: TelemetrySettings, tmp_p
         configure("memory", "memory-1", settings.model_copy(update={"trace_folder": tmp_path / "file" / "traces"}))
 
 
+def test_a_folder_that_vanishes_loses_spans_and_fails_nobody(settings: TelemetrySettings) -> None:
+    configure("memory", "memory-1", settings)
+    settings.trace_folder.rmdir()
+    with span("work"):
+        pass
+    shutdown()
+    assert not settings.trace_folder.exists()
+
+
 def test_names_with_odd_characters_stay_inside_the_folder(settings: TelemetrySettings) -> None:
     configure("memory", "../../host:1", settings)
     with span("work"):

@@ -67,12 +67,12 @@ async def _require_version(admin: asyncpg.Connection) -> None:
         raise FatalError(f"Postgres {MINIMUM_SERVER // 10000} or newer is needed; this one is {version // 10000}")
 
 
-def _roles(service: str) -> tuple[Role, ...]:
-    return (*_ROLES, "authenticator") if service == "gateway" else _ROLES
+def _roles(settings: PostgresSettings) -> tuple[Role, ...]:
+    return _ROLES if settings.authenticator_password is None else (*_ROLES, "authenticator")
 
 
 async def _make_roles(admin: asyncpg.Connection, service: str, settings: PostgresSettings) -> None:
-    for role in _roles(service):
+    for role in _roles(settings):
         name = role_name(service, role)
         if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
             await admin.execute(f"CREATE ROLE {name}")
@@ -111,7 +111,7 @@ def _closed(database: str) -> Iterator[str]:
 
 def _service_statements(database: str, service: str, settings: PostgresSettings) -> Iterator[str]:
     owner, worker = role_name(service, "owner"), role_name(service, "worker")
-    everyone = ", ".join(role_name(service, role) for role in _roles(service))
+    everyone = ", ".join(role_name(service, role) for role in _roles(settings))
     yield f'GRANT CONNECT ON DATABASE "{database}" TO {everyone}'
     yield f'CREATE SCHEMA IF NOT EXISTS "{service}" AUTHORIZATION {owner}'
     yield f'REVOKE ALL ON SCHEMA "{service}" FROM PUBLIC'
@@ -123,7 +123,7 @@ def _service_statements(database: str, service: str, settings: PostgresSettings)
     # Every new function could be executed by everyone otherwise; this default cannot be taken back per schema.
     yield f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"
     milliseconds = round(settings.transaction_timeout_seconds * 1000)
-    for role in [role_name(service, role) for role in _roles(service) if role != "owner"]:
+    for role in [role_name(service, role) for role in _roles(settings) if role != "owner"]:
         yield f"ALTER ROLE {role} IN DATABASE \"{database}\" SET transaction_timeout = '{milliseconds}'"
 
 

@@ -46,7 +46,7 @@ class PostgresSettings(BaseModel):
     owner_password: SecretStr | None = None
     """Needed to bootstrap and to migrate only; keep it away from running services."""
     authenticator_password: SecretStr | None = None
-    """The gateway's alone."""
+    """The gateway's alone: where it is set, bootstrap makes the role."""
 
     pool_size: int = Field(default=5, ge=1)
     """Connections kept open per role in use."""

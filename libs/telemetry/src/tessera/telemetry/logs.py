@@ -104,6 +104,7 @@ def _route_standard_logging(handler: logging.Handler, formatter: logging.Formatt
 
 
 _HANDLER = "tessera"
+_OURS = frozenset({"ts", "level", "logger", "service", "instance", "trace_id", "span_id"})  # written here, never from outside
 
 
 def remove_handler() -> None:
@@ -123,4 +124,4 @@ def _add_trace(_: Any, __: str, event: Event) -> Event:
 
 
 def _redact(_: Any, __: str, event: Event) -> Event:
-    return {name: redacted(value, name) for name, value in event.items()}
+    return {name: value if name in _OURS else redacted(value, name) for name, value in event.items()}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import SecretBytes, SecretStr
@@ -31,9 +32,14 @@ def _prefix(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None)
 
 
+@lru_cache(maxsize=1024)
+def _names_a_secret(key: str) -> bool:
+    return _SECRET_KEY.search(key) is not None
+
+
 def redacted(value: Any, key: str = "") -> Any:
     """`value` as it may be logged under `key`: secret types, secret keys and secret-looking text replaced, containers searched."""
-    if isinstance(value, SecretStr | SecretBytes) or (key and _SECRET_KEY.search(key)):
+    if isinstance(value, SecretStr | SecretBytes) or (key and _names_a_secret(key)):
         return REDACTED
     if isinstance(value, str):
         return redacted_text(value)

@@ -2,6 +2,7 @@
 
 from alembic import op
 
+from tessera.storage import role_name
 from tessera.storage.migrations import create_delivery_tables, drop_delivery_tables, protect
 
 revision = "0001"
@@ -23,6 +24,7 @@ def upgrade() -> None:
         "CREATE FUNCTION tenant_of(sought bytea) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = sample"
         " AS 'SELECT tenant_id FROM credential WHERE digest = sought'"
     )
+    op.execute(f"GRANT EXECUTE ON FUNCTION tenant_of(bytea) TO {role_name('sample', 'authenticator')}")
 
 
 def downgrade() -> None:
