@@ -33,6 +33,8 @@ from tessera.local.settings import LocalSettings
 from tessera.local.supervision import Supervisor
 
 _FATAL = ("FATAL", "UNKNOWN")
+_LIVES = 4
+"""A process that supervisord had to start again so often while we waited will not come up."""
 _PROBE_SECONDS = 2
 
 
@@ -163,8 +165,12 @@ class Platform:
         return json.loads(self._started_file.read_text()) if self._started_file.exists() else {}
 
     def _wait(self, name: str, is_ready: Callable[[], bool], deadline: float) -> None:
+        lives: set[int] = set()
+
         def settled() -> bool:
-            if self.supervisor.states()[name]["statename"] in _FATAL:
+            state = self.supervisor.states()[name]
+            lives.add(state["pid"])
+            if state["statename"] in _FATAL or len(lives - {0}) > _LIVES:
                 raise NotReadyError(f"{name} does not stay up.")
             return is_ready()
 

@@ -23,6 +23,7 @@ from tessera.local.errors import LocalError, NotReadyError
 _SAME_START_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
+_LINE_LENGTH = 300
 # Linux ends a child when the *thread* that started it ends: one thread that lives as long as the process starts them all.
 _SPAWNER = ThreadPoolExecutor(1, "spawner")
 
@@ -222,5 +223,16 @@ def run_apart(coroutine: Coroutine[object, object, None]) -> None:
 
 
 def last_lines(file: Path, count: int = _LOG_LINES) -> str:
-    """The end of a log, for a message."""
-    return "\n".join(file.read_text(errors="replace").splitlines()[-count:]) if file.exists() else "(no output)"
+    """The end of a log, for a message: JSON lines are reduced to what happened, long ones are cut."""
+    if not file.exists():
+        return "(no output)"
+    return "\n".join(_readable(line)[:_LINE_LENGTH] for line in file.read_text(errors="replace").splitlines()[-count:])
+
+
+def _readable(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        told = [entry.get("level"), entry["event"], entry.get("error"), str(entry.get("exception", "")).strip().rpartition("\n")[2]]
+    except (ValueError, KeyError, TypeError):
+        return line
+    return "  ".join(str(part) for part in told if part)
