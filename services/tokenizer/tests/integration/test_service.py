@@ -233,8 +233,7 @@ async def test_a_memory_waits_for_postgres_and_is_learned_when_it_is_back(
     counting = await own_wire.send("generation.requested", generation(), tenant)
     await own_wire.answer("generation.ready", counting)
     lonely_service.override(TESSERA_TOKENIZER__POSTGRES__PORT=str(own_wire.stack.database_url.rsplit(":", 1)[1].split("/")[0]))
-    await asyncio.to_thread(lonely_service.stop)
-    await asyncio.to_thread(lonely_service.start)
+    await asyncio.to_thread(_started_again, lonely_service)
     [event] = await own_wire.answer("text.tokenized", sent)
     assert encoding("o200k_base").decode(event.data["tokens"]) == TEXT
 
@@ -249,7 +248,7 @@ async def test_a_kill_before_the_offset_repeats_without_another_effect(
     await own_wire.answer("text.tokenized", sent)
     await asyncio.to_thread(_ended_by_kill, service)
     service.override(TESSERA_TOKENIZER__CRASH_POINT="")
-    await asyncio.to_thread(service.start)
+    await asyncio.to_thread(_started_again, service)
     first, second = await own_wire.answer("text.tokenized", sent, count=2)
     assert (first.id, first.data) == (second.id, second.data)
 
@@ -258,3 +257,9 @@ def _ended_by_kill(service: ServiceProcess) -> None:
     process = service._process
     assert process is not None
     assert process.wait(15) == -9
+
+
+def _started_again(service: ServiceProcess) -> None:
+    service.stop()
+    service.start()
+    service.wait_ready()
