@@ -129,7 +129,7 @@ REQUESTS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def gateway(stack: Stack) -> Iterator[Gateway]:
     prefix = unique_kafka_prefix()
     database = new_database(stack, ["gateway"])

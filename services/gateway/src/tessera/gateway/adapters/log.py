@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 
-from tessera.bus import Bus, Reply
+from tessera.bus import Bus, Reply, faults
 from tessera.bus.errors import RequestFailedError
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.catalogue import ingestion_topic, topic_of
@@ -15,6 +15,9 @@ from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import of_problem
 from tessera.gateway.ports import Call, Published
 from tessera.resilience import CircuitOpenError, TimedOutError
+
+PUBLISHED_BEFORE_ANSWER = "published_before_answer"
+"""Crash point: the event is in the log and the client does not know."""
 
 
 class BusLog:
@@ -52,6 +55,7 @@ class BusLog:
                 deadline=deadline,
                 topic=own_topic,
             )
+        faults.reach(PUBLISHED_BEFORE_ANSWER)
         return Published(event_id or "", position.topic, position.partition, position.offset)
 
     async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:

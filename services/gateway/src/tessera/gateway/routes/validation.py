@@ -9,11 +9,12 @@ _MISSING: Final = "missing"
 _UNKNOWN: Final = "extra_forbidden"
 
 Described = tuple[str, str]
+Steps = tuple[str | int, ...]
 
 
 def of_validation(found: Sequence[Any], body: Any, prefix: str = "") -> ApiError:
-    """OpenAI's answer to a request that does not fit its schema: the first error, the deepest of a union."""
-    error = max(found, key=lambda candidate: _depth(candidate, body))
+    """OpenAI's answer to a request that does not fit its schema: of several errors the one that tells most."""
+    error = max(found, key=lambda candidate: _tells(candidate, body))
     if error["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "We could not parse the JSON body of your request.")
     param = prefix + parameter(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN))
@@ -21,8 +22,10 @@ def of_validation(found: Sequence[Any], body: Any, prefix: str = "") -> ApiError
     return ApiError(400, code, message, param=param or None)
 
 
-def _depth(error: Any, body: Any) -> int:
-    return len(_path(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN)))
+def _tells(error: Any, body: Any) -> tuple[int, bool]:
+    """How much an error tells: the deeper the more, and what is wrong with the right type more than another member's type."""
+    path = _path(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN))
+    return len(path), not error["type"].endswith("_type")
 
 
 def parameter(location: Sequence[str | int], body: Any, *, keep_last: bool) -> str:
@@ -37,14 +40,27 @@ def _path(location: Sequence[str | int], body: Any, *, keep_last: bool) -> list[
     """The steps that lead into the body; `keep_last` for a step that is not there and ought to be, or ought not to be."""
     if location and location[0] in ("query", "path", "header", "cookie"):
         return list(location[1:])
-    steps, path, current = list(location[1:] if location and location[0] == "body" else location), [], body
-    for position, step in enumerate(steps):
-        inside = _inside(current, step)
-        if inside:
-            current = current[step]
-        if inside or (keep_last and position == len(steps) - 1):
-            path.append(step)
-    return path
+    steps = location[1:] if location and location[0] == "body" else location
+    return _walk(tuple(steps), body, keep_last=keep_last)[1]
+
+
+def _walk(steps: Steps, value: Any, *, keep_last: bool) -> tuple[bool, list[str | int]]:
+    """Whether the last step was taken, and the steps taken.
+
+    A step may be the name of a union's member and not lead anywhere, even where a field has that name: of both readings the one that takes
+    the last step counts, then the longer one.
+    """
+    if not steps:
+        return True, []
+    step, rest = steps[0], steps[1:]
+    inside = _inside(value, step)
+    if not rest and (inside or keep_last):
+        return True, [step]
+    skipped = _walk(rest, value, keep_last=keep_last) if rest else (False, [])
+    if not inside:
+        return skipped
+    arrived, path = _walk(rest, value[step], keep_last=keep_last)
+    return max((arrived, [step, *path]), skipped, key=lambda reading: (reading[0], len(reading[1])))
 
 
 def _inside(value: Any, step: str | int) -> bool:
@@ -71,6 +87,8 @@ def _unknown(_: Any, param: str) -> Described:
 
 
 def _too_short(error: Any, param: str) -> Described:
+    if isinstance(error.get("input"), str):
+        return _text_too_short(error, param)
     minimum = error["ctx"]["min_length"]
     if not error.get("input"):
         wanted = f"Expected an array with minimum length {minimum}, but got an empty array instead."
@@ -79,6 +97,8 @@ def _too_short(error: Any, param: str) -> Described:
 
 
 def _too_long(error: Any, param: str) -> Described:
+    if isinstance(error.get("input"), str):
+        return _text_too_long(error, param)
     return "array_above_max_length", f"Invalid '{param}': array too long. Expected at most {error['ctx']['max_length']} items."
 
 
@@ -92,8 +112,9 @@ def _text_too_short(error: Any, param: str) -> Described:
 
 def _bound(side: str, relation: str, limit: str) -> Callable[[Any, str], Described]:
     def describe(error: Any, param: str) -> Described:
-        number = "integer" if isinstance(error.get("input"), int) else "decimal"
-        wanted = f"Expected a value {relation} {error['ctx'][limit]}."
+        bound = error["ctx"][limit]
+        number = "integer" if isinstance(bound, int) else "decimal"
+        wanted = f"Expected a value {relation} {bound}."
         return f"{number}_{side}_value", f"Invalid '{param}': {number} {side.replace('_', ' ')} value. {wanted}"
 
     return describe
