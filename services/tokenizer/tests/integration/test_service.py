@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from tessera.contracts.events import (
     TokenizationRequested,
 )
 from tessera.encodings import PromptMessage, count_prompt, encoding
+from tessera.local.ports import free_ports
 from tessera.local.processes import run_apart
 from tessera.storage import Database
 from tessera.testkit.databases import PostgresDatabase
@@ -33,6 +35,7 @@ from tessera.testkit.events import CloudEvent, CloudEventProducer, CloudEventRea
 from tessera.testkit.plugin import ServiceFactory
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
+from tessera.testkit.waiting import eventually
 from tessera.tokenizer.adapters.postgres import PostgresVocabulary
 
 pytestmark = pytest.mark.integration
@@ -104,11 +107,59 @@ def service(wire: Wire, postgres: PostgresDatabase) -> Iterator[ServiceProcess]:
         process.stop()
 
 
+@dataclass
+class Cable:
+    """The way to Postgres, which a test plugs in and pulls out."""
+
+    port: int
+    target_port: int
+    _server: asyncio.Server | None = None
+    _ends: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def plug_in(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+
+    async def pull_out(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+        self._ends.clear()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        self._ends += [writer, far_writer]
+        await asyncio.gather(_copied(reader, far_writer), _copied(far_reader, writer))
+
+
+async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()
+
+
 @pytest.fixture
-def lonely_service(service_process: ServiceFactory, own_wire: Wire, postgres: PostgresDatabase) -> ServiceProcess:
-    """A process that cannot reach its Postgres."""
-    nowhere = {"TESSERA_TOKENIZER__POSTGRES__PORT": "1"}
-    return service_process("tokenizer", database=postgres, kafka_prefix=own_wire.prefix, environment=nowhere)
+async def cable(postgres: PostgresDatabase) -> AsyncIterator[Cable]:
+    """Pulled out at first."""
+    cable = Cable(free_ports(("postgres",))["postgres"], postgres.settings("tokenizer").port)
+    yield cable
+    await cable.pull_out()
+
+
+@pytest.fixture
+async def cabled_service(service_process: ServiceFactory, own_wire: Wire, postgres: PostgresDatabase, cable: Cable) -> ServiceProcess:
+    """A process that reaches its Postgres by the cable alone."""
+    environment = {"TESSERA_TOKENIZER__POSTGRES__HOST": "127.0.0.1", "TESSERA_TOKENIZER__POSTGRES__PORT": str(cable.port)}
+    return await asyncio.to_thread(service_process, "tokenizer", database=postgres, kafka_prefix=own_wire.prefix, environment=environment)
+
+
+async def health(service: ServiceProcess) -> tuple[int, str, str]:
+    """HTTP status of readiness, what it says, and the state of the breaker before Postgres."""
+    status, body = await asyncio.to_thread(service.get_admin, "/health/ready")
+    report = json.loads(body)
+    return status, report["status"], report["dependencies"]["postgres"]["breaker"]
 
 
 def generation(**fields: Any) -> GenerationRequested:
@@ -212,8 +263,14 @@ async def test_a_malformed_request_blocks_nobody(service: ServiceProcess, wire: 
     assert (await wire.answer("reply", bad))[0].data["problem"]["code"] == "data_invalid"
 
 
-async def test_without_postgres_prompts_are_counted_and_the_rest_is_told(
-    lonely_service: ServiceProcess, own_wire: Wire, tenant: str
+async def encoded_or_problem(wire: Wire, tenant: str) -> str:
+    sent = await wire.send("tokenization.requested", tokenization(text=TEXT), tenant)
+    data = (await wire.answer("reply", sent))[0].data
+    return str(data["problem"]["code"] if "problem" in data else data["text"])
+
+
+async def test_without_postgres_chats_go_on_and_the_rest_is_told_at_once(
+    cabled_service: ServiceProcess, own_wire: Wire, tenant: str
 ) -> None:
     storing = await own_wire.send("tokenization.requested", tokenization(text=TEXT), tenant)
     counting = await own_wire.send("generation.requested", generation(), tenant)
@@ -222,20 +279,29 @@ async def test_without_postgres_prompts_are_counted_and_the_rest_is_told(
     assert (await own_wire.answer("reply", decoding))[0].data["text"] == TEXT
     problem = (await own_wire.answer("reply", storing))[0].data["problem"]
     assert (problem["code"], problem["status"]) == ("dependency_unavailable", 503)
-    status, body = await asyncio.to_thread(lonely_service.get_admin, "/health/ready")
-    assert (status, json.loads(body)["status"]) == (200, "degraded")
 
 
-async def test_a_memory_waits_for_postgres_and_is_learned_when_it_is_back(
-    lonely_service: ServiceProcess, own_wire: Wire, tenant: str
-) -> None:
-    sent = await own_wire.send("memory.recorded", memory(TEXT), tenant)
-    counting = await own_wire.send("generation.requested", generation(), tenant)
-    await own_wire.answer("generation.ready", counting)
-    lonely_service.override(TESSERA_TOKENIZER__POSTGRES__PORT=str(own_wire.stack.database_url.rsplit(":", 1)[1].split("/")[0]))
-    await asyncio.to_thread(_started_again, lonely_service)
-    [event] = await own_wire.answer("text.tokenized", sent)
+async def becomes(service: ServiceProcess, expected: tuple[int, str, str]) -> None:
+    async def is_so() -> bool:
+        return await health(service) == expected
+
+    held: bool = await eventually(is_so)
+    assert held
+
+
+async def test_postgres_lost_and_found(cabled_service: ServiceProcess, own_wire: Wire, cable: Cable, tenant: str) -> None:
+    """The breaker opens, a recorded memory waits; when Postgres is back, the same process learns it and is ready again."""
+    await cable.plug_in()
+    await becomes(cabled_service, (200, "ready", "closed"))
+    await cable.pull_out()
+    waiting = await own_wire.send("memory.recorded", memory(TEXT), tenant)
+    await becomes(cabled_service, (200, "degraded", "open"))
+    assert await encoded_or_problem(own_wire, tenant) == "dependency_unavailable"
+    await cable.plug_in()
+    [event] = await own_wire.answer("text.tokenized", waiting)
     assert encoding("o200k_base").decode(event.data["tokens"]) == TEXT
+    await becomes(cabled_service, (200, "ready", "closed"))
+    assert await encoded_or_problem(own_wire, tenant) == TEXT
 
 
 async def test_a_kill_before_the_offset_repeats_without_another_effect(
