@@ -14,6 +14,7 @@ from tessera.bus.consumer import Consumer, Surroundings
 from tessera.bus.events import Origin, Position, Received
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.publisher import Publisher
+from tessera.bus.quarantine import Quarantine
 from tessera.bus.relay import Relay
 from tessera.bus.requests import Requests
 from tessera.bus.settings import ServiceSettings
@@ -40,7 +41,7 @@ class Bus:
         self._publisher = Publisher(settings.kafka, client_id)
         self._directory = TopicDirectory(settings.kafka, client_id)
         self._around = Surroundings(
-            settings.service, settings.instance, settings.kafka, database, self._publisher, settings.drain, on_fatal
+            settings.service, settings.instance, settings.kafka, database, self._publisher, settings.drain, on_fatal, Quarantine()
         )
         self._consumers: dict[str, Consumer] = {}
         self._tables: list[Table] = []

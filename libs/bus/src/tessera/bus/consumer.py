@@ -20,6 +20,7 @@ from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.partitions import Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher
+from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
 from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
@@ -55,6 +56,7 @@ class Surroundings:
     publisher: Publisher
     drain: timedelta
     on_fatal: Callable[[FatalError], None]
+    quarantine: Quarantine
 
 
 class Consumer:
@@ -73,6 +75,7 @@ class Consumer:
             surroundings.publisher,
             self._registry,
             asyncio.Semaphore(surroundings.kafka.window),
+            surroundings.quarantine,
             timedelta(milliseconds=surroundings.kafka.commit_milliseconds),
         )
         self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
@@ -209,11 +212,12 @@ class Consumer:
         name = self._around.kafka.logical(partition.topic)
         assignment = Assignment(self._feed.consumer, partition, topic, name, self._group)
         if self._mode(topic) is Mode.TRANSACTIONAL and self._around.database is not None:
-            workshop = Workshop(
-                self._around.service, self._around.database, self._registry, self._in_flight, self._around.kafka.batch_records
-            )
-            return TransactionalLoop(assignment, self._gate, workshop, on_fatal=self._around.on_fatal)
+            return TransactionalLoop(assignment, self._gate, self._workshop(self._around.database), on_fatal=self._around.on_fatal)
         return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
+
+    def _workshop(self, database: Database) -> Workshop:
+        around = self._around
+        return Workshop(around.service, database, self._registry, self._in_flight, around.quarantine, around.kafka.batch_records)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

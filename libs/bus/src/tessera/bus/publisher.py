@@ -43,8 +43,12 @@ class Publisher:
             max_batch_size=128 * 1024,
             max_request_size=MAXIMUM_REQUEST_BYTES,
         )
-        with as_retryable():
-            await producer.start()
+        try:
+            with as_retryable():
+                await producer.start()
+        except RetryableError:
+            await producer.stop()
+            raise
         self._producer = producer
 
     async def stop(self) -> None:

@@ -25,7 +25,7 @@ from tessera.bus.settings import KafkaSettings, ServiceSettings
 from tessera.bus.transaction import source_of
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.catalogue import REPLY_PARTITIONS, TOPICS, topic_of
-from tessera.contracts.errors import InvalidError
+from tessera.contracts.errors import InvalidError, RetryableError
 from tessera.contracts.events import RequestFailed
 from tessera.contracts.ids import uuid7
 from tessera.resilience import deadline
@@ -36,7 +36,7 @@ _BACKLOG: Final = 4_096
 
 _log = get_logger(__name__)
 
-Waiting = asyncio.Queue[Reply[EventData]]
+Waiting = asyncio.Queue[Reply[EventData] | None]
 
 
 class Requests:
@@ -115,7 +115,8 @@ class Requests:
 
         A RequestFailed belongs to the stream when the request was published with the generation's id as event id. With `after=(partition, offset)`
         the partition is read again from behind that offset, also if another process wrote or read it first. The iterator does not end by itself:
-        stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the log no longer holds the offset.
+        stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the log no longer holds the offset; the
+        iterator raises RetryableError `stream_overflow` when its reader is some 4,000 replies behind.
         """
         if after is not None:
             async with self._replayed(generation_id, *after) as replies:
@@ -166,10 +167,7 @@ class Requests:
         if future is not None and not future.done():
             future.set_result(event.data)
         for waiting in self._streams.get(_stream_of(event), ()):
-            if waiting.full():
-                metrics.BUS_STREAM_OVERFLOWS.inc()
-                continue
-            waiting.put_nowait(Reply(event.data, event.partition, event.offset))
+            _put(waiting, Reply(event.data, event.partition, event.offset))
 
     @asynccontextmanager
     async def _replayed(self, generation_id: str, partition: int, offset: int) -> AsyncIterator[AsyncIterator[Reply[EventData]]]:
@@ -212,9 +210,21 @@ async def _read(consumer: AIOKafkaConsumer, generation_id: str) -> AsyncGenerato
                     yield Reply(event.data, event.partition, event.offset)
 
 
+def _put(waiting: Waiting, reply: Reply[EventData]) -> None:
+    """The last place of a full queue is for the end: a reader must never miss a piece without being told."""
+    if waiting.qsize() < _BACKLOG - 1:
+        waiting.put_nowait(reply)
+    elif not waiting.full():
+        metrics.BUS_STREAM_OVERFLOWS.inc()
+        waiting.put_nowait(None)
+
+
 async def _drained(waiting: Waiting) -> AsyncGenerator[Reply[EventData], None]:
     while True:
-        yield await waiting.get()
+        reply = await waiting.get()
+        if reply is None:
+            raise RetryableError("The stream's reader was too slow; it can resume from its last position.", code="stream_overflow")
+        yield reply
 
 
 def _stream_of(event: Received[EventData]) -> str:

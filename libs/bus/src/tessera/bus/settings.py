@@ -43,7 +43,8 @@ class KafkaSettings(BaseModel):
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
     metadata_max_age_seconds: Annotated[float, Field(gt=0)] = 5.0
     """A new tenant's ingestion topic is found within this time."""
-    session_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    session_timeout_seconds: Annotated[float, Field(gt=0)] = 6.0
+    """A replica that died is replaced after this time. Brokers allow no less than 6 s unless told otherwise."""
     heartbeat_milliseconds: Annotated[int, Field(ge=50)] = 500
     """Also how fast a member notices a rebalance."""
     rebalance_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -19,6 +19,7 @@ from tessera.bus.emitting import Emitter
 from tessera.bus.events import Origin, Received
 from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher
+from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
 from tessera.bus.registry import Registry
 from tessera.bus.tracking import OffsetHead
@@ -45,6 +46,7 @@ class Bench:
     publisher: Publisher
     registry: Registry
     window: asyncio.Semaphore
+    quarantine: Quarantine
     commit_every: timedelta
 
 
@@ -124,7 +126,8 @@ class StatelessLoop(PartitionLoop):
         started = time.monotonic()
         while not (failures and self._stopping.is_set()):
             try:
-                await self._settle(delivery, failures, unexplained, started)
+                async with self._bench.quarantine.together():
+                    await self._settle(delivery, failures, unexplained, started)
                 return True
             except FatalError:
                 raise

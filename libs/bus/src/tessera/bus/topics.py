@@ -85,8 +85,12 @@ class TopicDirectory:
         if self._admin is not None:
             return
         admin = AIOKafkaAdminClient(**self._kafka.connection(f"{self._client_id}-admin"))
-        with as_retryable():
-            await admin.start()
+        try:
+            with as_retryable():
+                await admin.start()
+        except RetryableError:
+            await admin.close()
+            raise
         self._admin = admin
 
     async def stop(self) -> None:

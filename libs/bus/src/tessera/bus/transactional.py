@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from tessera.bus.inbox import Entry, InboxItem, enter
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.positions import FencedError, Mark, PositionRow
+from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
 from tessera.bus.registry import Registry
 from tessera.bus.transaction import Transaction
@@ -47,6 +48,7 @@ class Workshop:
     database: Database
     registry: Registry
     in_flight: asyncio.Semaphore
+    quarantine: Quarantine
     batch_records: int
 
 
@@ -144,7 +146,7 @@ class TransactionalLoop(PartitionLoop):
         failures = 0
         while not self._stopping.is_set():
             try:
-                async with self._workshop.in_flight:
+                async with self._room(batch), self._workshop.in_flight:
                     if failures == 0 or batch[0].offset in self._broken:
                         await self._mark(batch)
                     await self._attempt(batch)
@@ -167,6 +169,11 @@ class TransactionalLoop(PartitionLoop):
             failures += 1
             await self._pause(failures)
         await self._give_back()
+
+    def _room(self, batch: Sequence[Record]) -> AbstractAsyncContextManager[None]:
+        """A suspect is handled alone in the process: else a neighbour's death would count against it."""
+        quarantine, first = self._workshop.quarantine, batch[0].offset
+        return quarantine.alone() if first < self._suspects_until or first in self._broken else quarantine.together()
 
     async def _one_by_one(self, batch: Sequence[Record]) -> None:
         """Handles each record of a broken batch in a transaction of its own, so that only the culprit's attempts grow."""
