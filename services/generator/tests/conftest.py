@@ -179,11 +179,17 @@ class Upstream:
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    """The server, on a free port of the loop-back interface, in the test's event loop."""
+def upstream_port() -> int:
+    """A free port; a module that needs to know it beforehand has a fixture of its own."""
+    return 0
+
+
+@pytest.fixture
+async def upstream(upstream_port: int) -> AsyncIterator[Upstream]:
+    """The server, on the loop-back interface, in the test's event loop."""
     upstream = Upstream()
     routes = [Route(path, upstream.answer, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(Starlette(routes=routes), port=upstream_port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())  # `serve` would take the test run's signals
     await eventually(lambda: server.started)

@@ -3,112 +3,190 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tessera.contracts import GenerationCancelled, TextTokenized
+from tessera.contracts import ChatMessage
 from tessera.encodings import encoding
 from tessera.generator.ports import NewJob
-from tessera.testkit import CloudEventProducer, CloudEventReader, PostgresDatabase, ServiceProcess, Stack
+from tessera.testkit import ServiceProcess, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-
-CHUNK, COMPLETED, FAILED = (f"tessera.generation.{kind}.v1" for kind in ("chunk", "completed", "failed"))
 NewJobs = Callable[..., NewJob]
-Services = Callable[..., ServiceProcess]
 
 
-class Platform:
-    """The other services, as far as the generator can tell."""
-
-    def __init__(self, stack: Stack, prefix: str) -> None:
-        self._producer = CloudEventProducer(stack.kafka_bootstrap_servers, prefix, source="/tessera/test")
-        self.replies = CloudEventReader(stack.kafka_bootstrap_servers, "reply", topic_prefix=prefix)
-        self.models = CloudEventReader(stack.kafka_bootstrap_servers, "model.declared", topic_prefix=prefix)
-
-    async def ask(self, job: NewJob, **attributes: str) -> str:
-        request = job.ready.request
-        await self._producer.publish(
-            "generation.ready",
-            job.ready,
-            key=request.generation_id.encode(),
-            tenantid=job.origin.tenant_id,
-            requestid="req-1",
-            **attributes,
-        )
-        return request.generation_id
-
-    async def cancel(self, generation_id: str, tenant_id: str = "acme") -> None:
-        event = GenerationCancelled(generation_id=generation_id, reason="client_request")
-        await self._producer.publish("generation.cancelled", event, key=generation_id.encode(), tenantid=tenant_id)
-
-    async def teach(self, text: str, tenant_id: str = "acme") -> None:
-        tokens = encoding("o200k_base").encode(text)
-        event = TextTokenized(memory_id=str(uuid4()), encoding="o200k_base", tokens=tokens, composition_id="ab" * 32)
-        await self._producer.publish("text.tokenized", event, key=event.memory_id.encode(), tenantid=tenant_id)
-
-    async def end_of(self, generation_id: str) -> Any:
-        """The event that ended the generation."""
-        seen = await self.replies.until(lambda events: any(ends(event, generation_id) for event in events), timedelta(seconds=25))
-        return next(event for event in seen if ends(event, generation_id))
-
-    def chunks(self, generation_id: str) -> list[dict[str, Any]]:
-        return [event.data for event in self.replies.seen if event.type == CHUNK and event.data["generation_id"] == generation_id]
+@pytest.fixture(scope="module")
+def service(new_generator: Callable[..., ServiceProcess]) -> ServiceProcess:
+    """One generator for the whole module."""
+    process = new_generator()
+    process.start()
+    process.wait_ready()
+    return process
 
 
-def ends(event: Any, generation_id: str) -> bool:
-    return event.type in (COMPLETED, FAILED) and event.data["generation_id"] == generation_id
+@pytest.fixture(autouse=True)
+def _running(service: ServiceProcess) -> None:
+    """Every test here is one of the running service."""
 
 
-@pytest.fixture
-async def platform(stack: Stack, kafka_prefix: str) -> AsyncIterator[Platform]:
-    platform = Platform(stack, kafka_prefix)
-    yield platform
-    await platform.replies.close()
-    await platform.models.close()
-
-
-@pytest.fixture
-def start(service_process: Services, prepared: PostgresDatabase, kafka_prefix: str, upstream: Any) -> Services:
-    """Starts a generator whose provider `up` is the upstream."""
-    providers = [
-        {
-            "name": "up",
-            "base_url": upstream.base_url,
-            "api_key": "sk-secret",
-            "models": ["up", {"id": "up-text", "capability": "completion"}],
-        }
-    ]
-
-    def started(**environment: str) -> ServiceProcess:
-        variables = {"TESSERA_GENERATOR__PROVIDERS": json.dumps(providers), "TESSERA_GENERATOR__LEASE_SECONDS": "2", **environment}
-        return service_process("generator", database=prepared, kafka_prefix=kafka_prefix, environment=variables, wait=False)
-
-    return started
-
-
-async def ready(service: ServiceProcess) -> ServiceProcess:
-    await asyncio.to_thread(service.wait_ready)
-    return service
-
-
-async def test_a_provider_streams_through_the_log(start: Services, platform: Platform, upstream: Any, new_job: NewJobs) -> None:
+async def test_a_provider_streams_through_the_log(platform: Any, upstream: Any, new_job: NewJobs) -> None:
     upstream.streams(*map(upstream.said, ["Hel", "lo ", "wor", "ld"]), upstream.finished(), upstream.usage(11, 5), pause=0.03)
-    await ready(start())
     job = new_job("up")
     generation_id = await platform.ask(job)
     end = await platform.end_of(generation_id)
     chunks = platform.chunks(generation_id)
-    assert end.type == COMPLETED
+    assert end.type.endswith("completed.v1")
     assert end.data["text"] == "".join(chunk["text"] for chunk in chunks) == "Hello world"
     assert [chunk["index"] for chunk in chunks] == list(range(len(chunks))) == list(range(end.data["last_index"] + 1))
     assert [chunk["text_offset"] for chunk in chunks] == [sum(len(c["text"]) for c in chunks[:at]) for at in range(len(chunks))]
     assert chunks[0]["text"] == "Hel"
     assert end.data["usage"] == {"prompt_tokens": 11, "completion_tokens": 5, "source": "provider"}
-    assert {event.partition for event in platform.replies.seen} == {3}
+    assert {event.partition for event in platform.replies.seen if event.data["generation_id"] == generation_id} == {3}
     assert end.attributes["requestid"] == "req-1"
+
+
+async def test_a_generation_that_is_not_streamed_has_no_chunks(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    upstream.streams(upstream.said("Hello "), upstream.said("world"), upstream.finished())
+    generation_id = await platform.ask(new_job("up", stream=False))
+    end = await platform.end_of(generation_id)
+    assert (end.data["text"], end.data["last_index"]) == ("Hello world", -1)
+    assert platform.chunks(generation_id) == []
+    assert end.data["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "source": "counted"}
+
+
+async def test_a_stop_sequence_across_chunks_ends_the_generation_and_the_connection(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    texts = ["One\U0001f600", "\U0001f600", "EN", "D and more"]
+    upstream.streams(*map(upstream.said, texts), *[upstream.said("never")] * 50, upstream.finished("length"), pause=0.06)
+    generation_id = await platform.ask(new_job("up", parameters={"stop": ("\U0001f600END",)}))
+    end = await platform.end_of(generation_id)
+    assert (end.data["text"], end.data["finish_reason"]) == ("One\U0001f600", "stop")
+    assert "".join(chunk["text"] for chunk in platform.chunks(generation_id)) == "One\U0001f600"
+
+
+async def test_cancelling_closes_the_providers_connection(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    upstream.streams_endlessly()
+    generation_id = await platform.ask(new_job("up"))
+    await eventually(lambda: upstream.open_streams == 1)
+    await platform.cancel(generation_id)
+    async with asyncio.timeout(10):
+        await upstream.disconnected.wait()
+    end = await platform.end_of(generation_id)
+    assert end.data["problem"]["code"] == "generation_cancelled"
+    assert end.data["usage"]["completion_tokens"] > 0
+
+
+async def test_a_cancellation_that_comes_first(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    job = new_job("up")
+    generation_id = job.ready.request.generation_id
+    await platform.cancel(generation_id)
+    await platform.cancelled_in_database(generation_id)
+    await platform.ask(job)
+    assert (await platform.end_of(generation_id)).data["problem"]["code"] == "generation_cancelled"
+    assert upstream.requests == []
+
+
+async def test_another_tenant_cannot_cancel(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    upstream.streams(*[upstream.said("a ")] * 10, upstream.finished(), pause=0.1)
+    generation_id = await platform.ask(new_job("up"))
+    await eventually(lambda: upstream.requests)
+    await platform.cancel(generation_id, tenant_id="mallory")
+    assert (await platform.end_of(generation_id)).type.endswith("completed.v1")
+
+
+async def test_the_deadline_ends_a_running_generation(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    upstream.streams_endlessly()
+    generation_id = await platform.ask(new_job("up"), deadline=(datetime.now(UTC) + timedelta(seconds=1.5)).isoformat())
+    end = await platform.end_of(generation_id)
+    assert end.data["problem"]["code"] == "deadline_exceeded"
+    async with asyncio.timeout(10):
+        await upstream.disconnected.wait()
+
+
+async def test_a_cut_stream_is_an_error_and_not_an_end(platform: Any, upstream: Any, new_job: NewJobs) -> None:
+    upstream.streams(upstream.said("half"), cut=True)
+    end = await platform.end_of(await platform.ask(new_job("up")))
+    assert (end.data["problem"]["code"], end.data["last_index"]) == ("generation_interrupted", 0)
+
+
+@pytest.mark.parametrize(("model_id", "code"), [("gone", "model_not_found"), ("local/ngram", "model_capability_mismatch")])
+async def test_what_cannot_run_is_answered(platform: Any, new_job: NewJobs, model_id: str, code: str) -> None:
+    end = await platform.end_of(await platform.ask(new_job("up", model_id=model_id)))
+    assert end.data["problem"]["code"] == code
+
+
+async def test_an_open_breaker_delays_jobs_and_stalls_nobody_else(
+    platform: Any, upstream: Any, service: ServiceProcess, new_job: NewJobs
+) -> None:
+    for _ in range(2):
+        failed = await platform.end_of(await platform.ask(new_job("down")))
+        assert failed.data["problem"]["code"] == "provider_unavailable"
+    delayed = await platform.ask(new_job("down"), deadline=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())
+    upstream.streams_well("fine")
+    assert (await platform.end_of(await platform.ask(new_job("up")))).data["text"] == "fine"
+    status, body = await asyncio.to_thread(service.get_admin, "/health/ready")
+    assert (status, '"degraded"' in body) == (200, True)
+    end = await platform.end_of(delayed)
+    assert end.data["problem"]["code"] == "expired"
+
+
+async def test_quotes_from_memory(platform: Any, new_job: NewJobs) -> None:
+    question = (ChatMessage(role="user", content="Where is the spare key?"),)
+    memories = [("m1", "Nice weather. The spare key is under the flower pot."), ("m2", "Bread is at the baker's.")]
+    end = await platform.end_of(await platform.ask(new_job("local/quote", messages=question, memories=memories)))
+    expected = "“The spare key is under the flower pot.” [memory:m1]"
+    assert (end.data["text"], end.data["source_ids"]) == (expected, ["m1"])
+    tokens = len(encoding("o200k_base").encode(expected))
+    assert end.data["usage"] == {"prompt_tokens": 7, "completion_tokens": tokens, "source": "counted"}
+
+
+@pytest.mark.parametrize(("recall", "text"), [("complete", "Memory holds nothing on this."), ("not_asked", "This model answers only")])
+async def test_quotes_without_memories(platform: Any, new_job: NewJobs, recall: str, text: str) -> None:
+    end = await platform.end_of(await platform.ask(new_job("local/quote", recall=recall)))
+    assert end.data["text"].startswith(text)
+
+
+async def test_the_ngram_engine_has_learned_nothing_at_first(platform: Any, new_job: NewJobs) -> None:
+    end = await platform.end_of(await platform.ask(new_job("local/ngram", prompt="Once", tenant_id=f"t{uuid4().hex[:8]}")))
+    assert end.data["problem"]["code"] == "model_has_learned_nothing"
+
+
+async def test_the_ngram_engine_continues_what_it_learned(platform: Any, new_job: NewJobs) -> None:
+    tenant_id = f"t{uuid4().hex[:8]}"
+    for _ in range(3):
+        await platform.teach("The mosaic \U0001f600 你好 is made of small tiles.", tenant_id)
+    await platform.learned(tenant_id, 3)
+
+    async def completion(prompt: str, **parameters: Any) -> Any:
+        return (
+            await platform.end_of(await platform.ask(new_job("local/ngram", prompt=prompt, tenant_id=tenant_id, parameters=parameters)))
+        ).data
+
+    whole = await completion("The mosaic", temperature=0)
+    assert (whole["text"], whole["finish_reason"]) == (" \U0001f600 你好 is made of small tiles.", "stop")
+    assert whole["usage"]["completion_tokens"] == len(encoding("o200k_base").encode(whole["text"]))
+    assert (await completion("The mosaic", temperature=0, max_tokens=1))["finish_reason"] == "length"
+    assert (await completion("The mosaic", temperature=0, stop=(" made",)))["text"] == " \U0001f600 你好 is"
+    assert (await completion("The", seed=5, temperature=1.5))["text"] == (await completion("The", seed=5, temperature=1.5))["text"]
+
+
+async def test_every_model_is_declared(platform: Any) -> None:
+    seen = await platform.models.read(5)
+    declared = {event.data["model"]["model_id"]: event.data for event in seen}
+    assert set(declared) == {"local/ngram", "local/quote", "up", "up-text", "down"}
+    assert declared["up-text"]["model"]["capability"] == "completion"
+    assert all(model["available"] for model in declared.values())
+
+
+async def test_one_log_line_has_the_request_and_no_line_the_key(
+    platform: Any, upstream: Any, service: ServiceProcess, new_job: NewJobs
+) -> None:
+    upstream.refuses(401, {"message": "sk-secret is wrong"})
+    generation_id = await platform.ask(new_job("up"))
+    await platform.end_of(generation_id)
+    records = await eventually(lambda: [record for record in service.log_records() if record.get("generation_id") == generation_id])
+    assert {record.get("request_id") for record in records} == {"req-1"}
+    assert "sk-secret" not in service.log.read_text()
