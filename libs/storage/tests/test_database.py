@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from tessera.resilience import CircuitOpenError
+from tessera.resilience import CircuitOpenError, TimedOutError, deadline
 from tessera.storage import Database, PostgresSettings, StorageConflictError, StorageTimeoutError, StorageUnavailableError
 from tessera.storage.delivery import outbox_channel
 from tessera.testkit.waiting import eventually
@@ -45,6 +45,8 @@ class Forwarder:
         self._target = (settings.host, settings.port)
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.port = 0
 
     async def start(self) -> None:
@@ -58,19 +60,21 @@ class Forwarder:
             writer.transport.abort()
         self._writers.clear()
 
+    def stall(self) -> None:
+        """From now on nothing is passed on, and nobody is told."""
+        self._flowing.clear()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other_reader, other_writer = await asyncio.open_connection(*self._target)
         self._writers += [writer, other_writer]
-        await asyncio.gather(_pump(reader, other_writer), _pump(other_reader, writer))
+        await asyncio.gather(self._pump(reader, other_writer), self._pump(other_reader, writer))
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-    except ConnectionError:
-        pass
-    writer.close()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+        writer.close()
 
 
 @pytest.fixture
@@ -253,6 +257,31 @@ async def test_breaker_opens_when_postgres_is_gone_and_closes_when_it_is_back(po
 
         await eventually(recovered)
         assert database.breaker.state == "closed"
+
+
+async def test_a_server_that_falls_silent_is_unavailable(postgres: PostgresSettings, forwarder: Forwarder) -> None:
+    patience = {"host": "127.0.0.1", "port": forwarder.port, "statement_timeout_seconds": 0.2, "answer_grace_seconds": 0.1}
+    async with opened(postgres.model_copy(update=patience)) as database:
+        await database.check()
+        forwarder.stall()
+        with pytest.raises(StorageUnavailableError, match="did not answer"):
+            await database.check()
+        await forwarder.cut()
+
+
+async def test_a_callers_own_time_out_is_not_postgres_fault(database: Database) -> None:
+    with pytest.raises(TimedOutError):
+        async with deadline(0.05):
+            await execute(database, text("SELECT pg_sleep(5)"))
+    with pytest.raises(TimeoutError) as raised:
+        await execute_within(database, 0.05, text("SELECT pg_sleep(5)"))
+    assert type(raised.value) is TimeoutError
+    assert database.breaker.state == "closed"
+
+
+async def execute_within(database: Database, seconds: float, *statement: Any) -> None:
+    async with database.transaction() as connection, asyncio.timeout(seconds):
+        await connection.execute(*statement)
 
 
 async def test_a_wrong_password_is_unavailable_and_not_in_the_message(postgres: PostgresSettings) -> None:

@@ -8,7 +8,7 @@ from tessera.storage.errors import (
     StorageUnavailableError,
 )
 from tessera.storage.objects import ObjectStat, ObjectStore
-from tessera.storage.redis import RedisError, redis_client
+from tessera.storage.redis import redis_client
 from tessera.storage.settings import ObjectStoreSettings, PostgresSettings, PostgresTls, RedisSettings, Role, role_name
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "ObjectStoreSettings",
     "PostgresSettings",
     "PostgresTls",
-    "RedisError",
     "RedisSettings",
     "Role",
     "StorageConflictError",

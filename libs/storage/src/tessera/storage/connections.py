@@ -23,6 +23,7 @@ def connect_arguments(service: str, role: Role, settings: PostgresSettings) -> d
         "password": settings.password(role).get_secret_value(),
         "timeout": settings.connect_timeout_seconds,
         "statement_cache_size": settings.statement_cache_size,
+        "command_timeout": None if role == "owner" else settings.statement_timeout_seconds + settings.answer_grace_seconds,
         "ssl": _ssl(settings.tls),
         "server_settings": _session(service, role, settings),
     }

@@ -8,6 +8,8 @@ InvalidError
 └── ObjectNotFoundError       the object store has nothing under the key
 """
 
+from traceback import walk_tb
+
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -50,9 +52,14 @@ def translated(error: Exception) -> RetryableError | None:
     """The error of ours that a driver's error means; None when the statement itself is at fault, or it is no driver's error."""
     if isinstance(error, PoolTimeoutError):
         return StorageUnavailableError("no connection to Postgres became free in time")
+    if isinstance(error, TimeoutError) and _raised_by_driver(error):
+        return StorageUnavailableError("Postgres did not answer in time")
     if not isinstance(error, DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return None
-    state = sqlstate(error) or ""
+    return _meaning(error, sqlstate(error) or "")
+
+
+def _meaning(error: Exception, state: str) -> RetryableError | None:
     if state in _CONFLICTS:
         return StorageConflictError(f"Postgres rolled the transaction back ({state})")
     if state in _TIMEOUTS:
@@ -60,6 +67,12 @@ def translated(error: Exception) -> RetryableError | None:
     if state in _UNAVAILABLE or state.startswith("08") or _connection_lost(error):
         return StorageUnavailableError(f"Postgres cannot be used now ({state or 'connection lost'})")
     return None
+
+
+def _raised_by_driver(error: Exception) -> bool:
+    """True for asyncpg's own plain TimeoutError: a silent server. A caller's time-out around the same call has no frame of the driver."""
+    frames = walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith("asyncpg.") for frame, _ in frames)
 
 
 def _connection_lost(error: Exception) -> bool:

@@ -6,12 +6,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tessera.storage.settings import RedisSettings
-
-__all__ = ["RedisError", "redis_client"]
 
 
 def redis_client(settings: RedisSettings) -> Redis:

@@ -62,6 +62,8 @@ class PostgresSettings(BaseModel):
     """Age at which a connection is replaced; -1 never."""
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
     statement_timeout_seconds: float = Field(default=15.0, gt=0)
+    answer_grace_seconds: float = Field(default=3.0, gt=0)
+    """How much longer than the statement's time-out an answer is waited for; then the server counts as gone."""
     idle_in_transaction_timeout_seconds: float = Field(default=30.0, gt=0)
     transaction_timeout_seconds: float = Field(default=30.0, gt=0)
     """Set on the roles by bootstrap; Postgres ends the session of a longer transaction."""
