@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import tenacity
 
+_RANDOM = random.SystemRandom()
+
 Retryable = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
@@ -36,7 +38,7 @@ class RetryPolicy:
         """How long to wait after this many failures in a row (1 or more)."""
         # Beyond 2^40 every pause has long reached the maximum, and larger powers overflow timedelta.
         whole = min(self.maximum.total_seconds(), self.initial.total_seconds() * 2 ** min(failures - 1, 40))
-        return timedelta(seconds=whole * (1 - self.jitter * random.random()))  # noqa: S311  (scatters load, guards nothing)
+        return timedelta(seconds=whole * (1 - self.jitter * _RANDOM.random()))
 
 
 def retrying(policy: RetryPolicy, retry_on: Retryable) -> tenacity.AsyncRetrying:
