@@ -28,6 +28,7 @@ from tessera.encodings import (
     UnknownEncodingError,
     UnknownTemplateError,
     UnknownTokenError,
+    chunking,
     count_prompt,
     encoding,
     ranks,
@@ -249,3 +250,9 @@ def test_text_template_refuses_messages() -> None:
 def test_unknown_template() -> None:
     with pytest.raises(UnknownTemplateError):
         count_prompt("hi", encoding("cl100k_base"), "chatml")
+
+
+def test_a_natural_end_that_costs_more_tokens_is_not_taken() -> None:
+    """A shorter piece may merge less well than a longer one; the size still holds."""
+    window = chunking.Window("abcdefg hij", range(11), lambda piece: 99 if piece == "abcdefg " else len(piece))
+    assert [chunk.text for chunk in chunking.split(window, 9, 0)] == ["abcdefg h", "ij"]

@@ -151,6 +151,13 @@ async def test_a_prompt_goes_straight_to_the_generator(handlers: Handlers, emit:
     assert (data.prompt.count, data.recall, step, key) == (9, "not_asked", "tokenized", b"g1")
 
 
+async def test_a_prompt_for_a_completion_is_counted_too(handlers: Handlers, emit: FakeEmitter) -> None:
+    await handlers.count_prompt(received(generation(messages=None, prompt="hello world", model={"template": "text"})), emit)
+    [(data, _, _)] = emit.published
+    assert isinstance(data, GenerationReady)
+    assert data.prompt.count == 2
+
+
 async def test_a_prompt_to_be_grounded_goes_to_memory(handlers: Handlers, emit: FakeEmitter) -> None:
     await handlers.count_prompt(received(generation(memory={})), emit)
     [(data, _, _)] = emit.published
@@ -215,21 +222,21 @@ async def test_decode_by_tokens_needs_no_vocabulary(handlers: Handlers, vocabula
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "status"),
+    ("fields", "code", "param", "status"),
     [
-        ({"text": "x", "encoding": "gpt2"}, "unknown_encoding", 400),
-        ({"tokens": [2_000_000_000]}, "unknown_token", 400),
-        ({"tokens": encoding("o200k_base").encode("🪿")[:1]}, "incomplete_text", 400),
-        ({"tokens": encoding("o200k_base").encode("a\x00b")}, "unsupported_character", 400),
-        ({"composition_id": "0" * 64}, "composition_not_found", 404),
+        ({"text": "x", "encoding": "gpt2"}, "unknown_encoding", "encoding", 400),
+        ({"tokens": [2_000_000_000]}, "unknown_token", "tokens", 400),
+        ({"tokens": encoding("o200k_base").encode("🪿")[:1]}, "incomplete_text", "tokens", 400),
+        ({"tokens": encoding("o200k_base").encode("a\x00b")}, "unsupported_character", "tokens", 400),
+        ({"composition_id": "0" * 64}, "composition_not_found", "composition_id", 404),
     ],
 )
 async def test_what_cannot_be_tokenized_is_told(
-    handlers: Handlers, emit: FakeEmitter, fields: dict[str, Any], code: str, status: int
+    handlers: Handlers, emit: FakeEmitter, fields: dict[str, Any], code: str, param: str, status: int
 ) -> None:
     await handlers.tokenize(received(tokenization(**fields)), emit)
     [problem] = emit.problems
-    assert (problem.code, problem.status, emit.replies) == (code, status, [])
+    assert (problem.code, problem.param, problem.status, emit.replies) == (code, param, status, [])
 
 
 async def test_half_a_character_has_a_composition_but_is_no_text(handlers: Handlers, vocabulary: FakeVocabulary, emit: FakeEmitter) -> None:

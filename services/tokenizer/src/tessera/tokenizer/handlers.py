@@ -94,10 +94,10 @@ class Handlers:
         if request.composition_id is not None:
             return await self._decode_composition(event.tenant_id, chosen, request.composition_id)
         tokens = request.tokens or ()
-        return _decoded(chosen, await _off_loop(len(tokens), lambda: _text(chosen, tokens)), tokens)
+        return _decoded(chosen, await _off_loop(len(tokens), lambda: _text(chosen, tokens), "tokens"), tokens)
 
     async def _encode(self, event: Received[TokenizationRequested], chosen: Encoding, text: str) -> TokenizationCompleted:
-        tokens, composed = await _off_loop(len(text), lambda: _encoded(chosen, text))
+        tokens, composed = await _off_loop(len(text), lambda: _encoded(chosen, text), "text")
         # One row per subject, not per request: who asks the same again adds nothing.
         await self.vocabulary.store(event.tenant_id, composed, Provenance("request", event.subject_id or "", event.subject_id))
         return TokenizationCompleted(
@@ -111,12 +111,12 @@ class Handlers:
         return _decoded(chosen, text, tuple(tokens), composition_id)
 
 
-async def _off_loop(size: int, work: Callable[[], T]) -> T:
-    """Runs short work at once and long work in a thread; what the encodings refuse becomes InvalidError."""
+async def _off_loop(size: int, work: Callable[[], T], field: str | None = None) -> T:
+    """Runs short work at once and long work in a thread; what the encodings refuse becomes InvalidError about `field`."""
     try:
         return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
     except EncodingsError as error:
-        raise InvalidError(error.code, str(error)) from error
+        raise InvalidError(error.code, str(error), field) from error
 
 
 def _encoding(name: str) -> Encoding:
