@@ -130,15 +130,17 @@ class Health:
 
     async def live(self) -> LiveReport:
         """Runs the liveness checks, each within the check time-out. Never raises."""
-        outcomes = await asyncio.gather(*(_outcome(check, self._check_timeout) for check in self._liveness.values()))
-        failed = {name: error for name, error in zip(self._liveness, outcomes, strict=True) if error is not None}
+        checks = dict(self._liveness)  # more may be added while these run
+        outcomes = await asyncio.gather(*(_outcome(check, self._check_timeout) for check in checks.values()))
+        failed = {name: error for name, error in zip(checks, outcomes, strict=True) if error is not None}
         return LiveReport(status="stuck" if failed else "live", failed=failed)
 
     async def _dependency_reports(self) -> dict[str, DependencyReport]:
         async with self._checking:
             if time.monotonic() - self._checked_at >= self._fresh_for.total_seconds():
-                reports = await asyncio.gather(*(dependency.report(self._check_timeout) for dependency in self._dependencies.values()))
-                self._checked = dict(zip(self._dependencies, reports, strict=True))
+                dependencies = dict(self._dependencies)
+                reports = await asyncio.gather(*(dependency.report(self._check_timeout) for dependency in dependencies.values()))
+                self._checked = dict(zip(dependencies, reports, strict=True))
                 self._checked_at = time.monotonic()
             return self._checked
 
