@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,8 @@ from tessera.bus.settings import KafkaSettings
 from tessera.bus.topics import ensure_all
 from tessera.contracts import GenerationCancelled, TextTokenized
 from tessera.encodings import encoding
-from tessera.generator.ports import NewJob
+from tessera.generator.adapters.postgres_ngrams import PostgresNgramLearner
+from tessera.generator.ports import NewJob, TokenizedText
 from tessera.local.ports import free_ports
 from tessera.storage import Database
 from tessera.testkit import CloudEventProducer, CloudEventReader, PostgresDatabase, ServiceProcess, Stack, eventually, unique_kafka_prefix
@@ -67,6 +69,13 @@ class Platform:
         tokens = encoding("o200k_base").encode(content)
         event = TextTokenized(memory_id=str(uuid4()), encoding="o200k_base", tokens=tokens, composition_id="ab" * 32)
         await self._producer.publish("text.tokenized", event, key=event.memory_id.encode(), tenantid=tenant_id)
+
+    async def learn_directly(self, content: str, tenant_id: str) -> None:
+        """Puts a text into the n-gram tables without a running generator."""
+        tokens = encoding("o200k_base").encode(content)
+        async with self._database.transaction() as connection:
+            learner = PostgresNgramLearner(SimpleNamespace(connection=connection))
+            await learner.learn(TokenizedText(tenant_id, None, str(uuid4()), "o200k_base", tokens, "ab" * 32))
 
     async def end_of(self, generation_id: str) -> Any:
         """The event that ended the generation."""
