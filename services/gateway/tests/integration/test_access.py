@@ -123,7 +123,7 @@ def test_a_key_for_a_tenant_that_does_not_exist(gateway: Any) -> None:
     ],
 )
 def test_every_refusal_is_the_error_object_with_a_request_id(
-    gateway: Any, method: str, path: str, content: bytes | None, status: int, code: str
+    gateway: Any, method: str, path: str, content: bytes | None, *, status: int, code: str
 ) -> None:
     with gateway.http() as client:
         response = client.request(method, path, content=content, headers={"content-type": "application/json"})
@@ -135,7 +135,9 @@ def test_every_refusal_is_the_error_object_with_a_request_id(
 
 def test_a_body_that_grows_beyond_the_limit_without_saying_so_is_413(gateway: Any) -> None:
     with gateway.http() as client:
-        response = client.post("/v1/chat/completions", content=(b"x" * 65536 for _ in range(17)), headers={"content-type": "application/json"})
+        response = client.post(
+            "/v1/chat/completions", content=(b"x" * 65536 for _ in range(17)), headers={"content-type": "application/json"}
+        )
     assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
 
 
@@ -176,6 +178,6 @@ def test_status_and_health(gateway: Any) -> None:
 
 def _gateway_status(client: httpx.Client) -> dict[str, Any] | None:
     body = client.get("/v1/status").json()
-    assert [service["service"] for service in body["services"]][0] == "gateway"
+    assert body["services"][0]["service"] == "gateway"
     assert body["status"] == "unavailable"  # five services are not running here
     return next((service for service in body["services"] if service["service"] == "gateway" and service["status"] == "ready"), None)

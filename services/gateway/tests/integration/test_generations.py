@@ -154,7 +154,9 @@ def test_a_failure_is_an_error_object_and_an_error_event(gateway: Any) -> None:
 
 
 def test_a_request_that_another_service_refuses_ends_the_stream(gateway: Any) -> None:
-    gateway.peer.on(GenerationRequested, lambda _: [RequestFailed(problem=Problem(code="context_length_exceeded", message="Too long.", status=400))])
+    gateway.peer.on(
+        GenerationRequested, lambda _: [RequestFailed(problem=Problem(code="context_length_exceeded", message="Too long.", status=400))]
+    )
     with gateway.openai() as client, pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="local/quote", messages=HELLO)
     assert refused.value.code == "context_length_exceeded"
@@ -169,7 +171,9 @@ def test_silence_is_kept_alive_then_ends_with_an_error_and_a_cancellation(gatewa
     assert '"code":"timed_out"' in text
     assert "[DONE]" not in text
     generation = gateway.peer.of(GenerationRequested)[-1].data["generation_id"]
-    cancelled = eventually_blocking(lambda: [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation])
+    cancelled = eventually_blocking(
+        lambda: [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation]
+    )
     assert cancelled[0].data["reason"] == "deadline"
 
 
@@ -194,7 +198,9 @@ def test_a_client_that_leaves_cancels_its_generation(gateway: Any, stream: bool)
                 client.post("/v1/chat/completions", json=body, timeout=0.7)
     asked = eventually_blocking(lambda: gateway.peer.of(GenerationRequested)[before:])
     generation = asked[0].data["generation_id"]
-    cancelled = eventually_blocking(lambda: [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation])
+    cancelled = eventually_blocking(
+        lambda: [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation]
+    )
     assert cancelled[0].data["reason"] == "client_disconnected"
 
 

@@ -70,7 +70,11 @@ def test_tokenize_and_detokenize(gateway: Any) -> None:
     def script(heard: Any) -> list[Any]:
         encodes = "text" in heard.data
         done = TokenizationCompleted(
-            operation="encode" if encodes else "decode", encoding=heard.data["encoding"], text="世界 👋", tokens=(1, 2), composition_id="ab" * 32
+            operation="encode" if encodes else "decode",
+            encoding=heard.data["encoding"],
+            text="世界 👋",
+            tokens=(1, 2),
+            composition_id="ab" * 32,
         )
         return [done]
 
@@ -86,14 +90,20 @@ def test_tokenize_and_detokenize(gateway: Any) -> None:
 
 def test_a_message_goes_to_the_tenants_own_topic_as_a_cloud_event(gateway: Any) -> None:
     with gateway.http() as client:
-        response = client.post("/v1/memories", json={**MESSAGE, "id": "mine-7", "subject_id": "person-1"}, headers={"x-request-id": "ingest-1"})
+        response = client.post(
+            "/v1/memories", json={**MESSAGE, "id": "mine-7", "subject_id": "person-1"}, headers={"x-request-id": "ingest-1"}
+        )
     assert response.status_code == 202
     accepted = response.json()
     assert (accepted["event_id"], accepted["consistency"]["status_url"]) == ("mine-7", "/v1/ingest/mine-7")
     heard = eventually_blocking(lambda: [said for said in gateway.peer.of(MessagePublished) if said.attributes["id"] == "mine-7"])[0]
     assert heard.topic == "ingest.default"
     assert heard.data == {name: value for name, value in MESSAGE.items() if name != "type"} | {"metadata": {}}
-    assert (heard.attributes["tenantid"], heard.attributes["subjectid"], heard.attributes["requestid"]) == ("default", "person-1", "ingest-1")
+    assert (heard.attributes["tenantid"], heard.attributes["subjectid"], heard.attributes["requestid"]) == (
+        "default",
+        "person-1",
+        "ingest-1",
+    )
     assert heard.attributes["source"] == "/tessera/gateway"
 
 
@@ -131,7 +141,9 @@ def test_where_an_event_stands(gateway: Any) -> None:
 
 def test_search_explains_its_scores(gateway: Any) -> None:
     scores = RecallScores(total=0.9, vector=0.5, lexical=0.4, vector_rank=1)
-    memory = RecalledMemory(memory_id="m-1", kind="message", text="stone", scores=scores, occurred_at=NOW, importance=0.5, origin_id="mine-7")
+    memory = RecalledMemory(
+        memory_id="m-1", kind="message", text="stone", scores=scores, occurred_at=NOW, importance=0.5, origin_id="mine-7"
+    )
     gateway.peer.on(RecallRequested, lambda _: [RecallCompleted(memories=(memory,), degraded=("embedder",))])
     with gateway.http() as client:
         answer = client.post("/v1/memories/search", json={"query": "key?", "limit": 3, "filter": {"kinds": ["message"]}}).json()

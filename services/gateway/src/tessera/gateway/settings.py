@@ -3,6 +3,7 @@
 from typing import Annotated, Final, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
@@ -14,6 +15,9 @@ _SHORTEST_PEPPER: Final = 32
 
 class GatewaySettings(ServiceSettings, service="gateway"):
     """The gateway's settings, on top of those that every service has."""
+
+    # A wrong key or pepper must not be repeated in the complaint about it.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080

@@ -42,7 +42,7 @@ def item_id(tenant_id: str, given: str | None, idempotency_key: str | None, inde
 
 async def ingest(log: Log, item: Item, call: Call) -> Published:
     """Publishes the item on the tenant's ingestion topic. Raises ApiError 413 `event_too_large`, 503 when Kafka cannot be reached."""
-    if len(item.data.model_dump_json()) > MAXIMUM_EVENT_BYTES:
+    if len(item.data.model_dump_json().encode()) > MAXIMUM_EVENT_BYTES:
         raise ApiError(413, "event_too_large", f"One item may have at most {MAXIMUM_EVENT_BYTES} bytes.")
     return await log.publish(item.data, call, event_id=item.event_id, key=aggregate(call.tenant_id, item.data), subject_id=item.subject_id)
 

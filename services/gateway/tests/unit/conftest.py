@@ -1,0 +1,151 @@
+"""Fakes of the gateway's ports, for tests of one process without a network."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import httpx
+import pytest
+
+from tessera.contracts.base import EventData
+from tessera.contracts.events import DatasetReference, ModelDeclared, ModelReference
+from tessera.gateway.domain import keys
+from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.handlers.access import Authenticator
+from tessera.gateway.handlers.generations import Limits
+from tessera.gateway.ports import Call, KeyDescription, Published, Tenant
+from tessera.gateway.routes.application import application
+from tessera.gateway.routes.context import Rooms
+from tessera.gateway.routes.edge import EdgeLimits
+
+PEPPER = b"pepper"
+
+
+@dataclass
+class MemoryLog:
+    """`ports.Log` in memory: what was published, and scripted replies."""
+
+    reply_partition: int = 3
+    published: list[tuple[EventData, dict[str, Any]]] = field(default_factory=list)
+    answers: list[EventData | Exception] = field(default_factory=list)
+    replies: list[Located] = field(default_factory=list)
+    refuses: Callable[[EventData], ApiError | None] = lambda _: None
+    open_streams: int = 0
+
+    async def publish(self, data: EventData, call: Call, **more: Any) -> Published:
+        if error := self.refuses(data):
+            raise error
+        self.published.append((data, more))
+        return Published(more.get("event_id") or "", "topic", 0, 0)
+
+    async def ask(self, data: EventData, call: Call, *, key: bytes | None = None) -> EventData:
+        self.published.append((data, {"key": key}))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @asynccontextmanager
+    async def stream(self, generation_id: str) -> AsyncIterator[AsyncIterator[Located]]:
+        self.open_streams += 1
+        try:
+            yield self._replies()
+        finally:
+            self.open_streams -= 1
+
+    async def _replies(self) -> AsyncIterator[Located]:
+        for reply in self.replies:
+            yield reply
+        await asyncio.Event().wait()
+
+
+@dataclass
+class MemoryStore:
+    """`ports.Keys`, `ports.Tenants` and `ports.Datasets` in memory."""
+
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    keys: dict[str, tuple[KeyDescription, bytes]] = field(default_factory=dict)
+    looked_up: int = 0
+
+    async def find(self, key_id: str) -> StoredKey | None:
+        self.looked_up += 1
+        if key_id not in self.keys:
+            return None
+        description, digest = self.keys[key_id]
+        return StoredKey(
+            description.tenant_id, key_id, digest, frozenset(description.scopes), description.expires_at, description.revoked_at
+        )
+
+    async def create(self, tenant: Tenant, request_id: str | None) -> bool:
+        return self.tenants.setdefault(tenant.id, tenant) is tenant
+
+    async def list(self, *, after: str | None, limit: int) -> list[Tenant]:
+        return [tenant for name, tenant in sorted(self.tenants.items()) if name > (after or "")][:limit]
+
+    async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
+        self.keys[description.id] = (description, digest)
+        return description.tenant_id in self.tenants
+
+    async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> "list[KeyDescription]":
+        return [description for description, _ in self.keys.values()][:limit]
+
+    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+        return self.keys.pop(key_id, None) is not None
+
+
+class NoDatasets:
+    """`ports.Datasets` without any."""
+
+    async def save(self, tenant_id: str, dataset_id: str, file_format: str, file: BinaryIO) -> DatasetReference:
+        raise NotImplementedError
+
+    async def find(self, tenant_id: str, dataset_id: str) -> DatasetReference | None:
+        return None
+
+
+@dataclass
+class Desk:
+    """An application in this process with a client at its door."""
+
+    log: MemoryLog
+    store: MemoryStore
+    rooms: Rooms
+    key: str
+
+    def client(self, key: str | None = None, limits: EdgeLimits | None = None) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(application(self.rooms, limits or EdgeLimits()), raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"authorization": f"Bearer {key or self.key}"})
+
+    def new_key(self, *scopes: str, tenant_id: str = "default") -> str:
+        key = keys.generate("test")
+        description = KeyDescription(tenant_id, key.id, "k", "test", scopes, datetime.now().astimezone(), None, None)
+        self.store.keys[key.id] = (description, keys.digest(key.secret, PEPPER))
+        return key.reveal()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    log, store = MemoryLog(), MemoryStore()
+
+    async def ready() -> tuple[bool, str]:
+        return True, "ready"
+
+    rooms = Rooms(log, store, NoDatasets(), Authenticator(store, PEPPER), ready, generation=Limits())
+    for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):
+        model = ModelReference(
+            model_id=model_id,
+            provider="local",
+            capability=capability,
+            encoding="o200k_base",
+            template="t",
+            exact=True,  # type: ignore[arg-type]
+        )
+        rooms.models.declare(ModelDeclared(model=model, description="d", owned_by="o"), datetime.now().astimezone())
+    made = Desk(log, store, rooms, "")
+    made.key = made.new_key(*keys.SCOPES)
+    return made

@@ -1,0 +1,55 @@
+"""The cache of keys."""
+
+from typing import Any
+
+import pytest
+
+from tessera.gateway.domain import keys
+from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.handlers.access import CACHED_KEYS, KeyCache, bootstrap
+
+pytestmark = pytest.mark.unit
+
+
+async def test_a_key_is_looked_up_once_and_an_unknown_one_each_time(desk: Any) -> None:
+    authenticator = desk.rooms.authenticator
+    for _ in range(3):
+        assert (await authenticator.principal(f"bearer {desk.key}")).tenant_id == "default"
+    assert desk.store.looked_up == 1
+    stranger = keys.generate("test").reveal()
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            await authenticator.principal(f"Bearer {stranger}")
+    assert desk.store.looked_up == 3
+
+
+async def test_another_secret_with_a_known_id_is_refused(desk: Any) -> None:
+    known = keys.parse(desk.key)
+    assert known is not None
+    forged = keys.ApiKey(known.environment, known.id, keys.generate("test").secret)
+    with pytest.raises(ApiError, match="Incorrect"):
+        await desk.rooms.authenticator.principal(f"Bearer {forged.reveal()}")
+
+
+def test_entries_grow_old_and_the_oldest_make_room() -> None:
+    now = [0.0]
+    cache = KeyCache(lambda: now[0])
+    first = StoredKey("t", "first", b"", frozenset())
+    cache.put(first)
+    now[0] = 4.9
+    assert cache.get("first") is first
+    now[0] = 5.0
+    assert cache.get("first") is None
+    cache.put(first)
+    for number in range(CACHED_KEYS):
+        cache.put(StoredKey("t", str(number), b"", frozenset()))
+    assert cache.get("first") is None
+
+
+async def test_the_bootstrap_key_may_be_made_again(desk: Any) -> None:
+    key = keys.generate("dev")
+    for _ in range(2):
+        await bootstrap(desk.store, desk.rooms.authenticator, "home", key)
+    principal = await desk.rooms.authenticator.principal(f"Bearer {key.reveal()}")
+    assert (principal.tenant_id, principal.scopes) == ("home", frozenset(keys.SCOPES))

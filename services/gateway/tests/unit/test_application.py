@@ -1,0 +1,199 @@
+"""The HTTP face in one process: the OpenAPI document, scopes, and errors that nobody foresaw."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tessera.contracts.errors import InvalidError, RetryableError
+from tessera.contracts.events import EmbeddingCompleted, MessagePublished, RecallCompleted, TokenizationCompleted
+from tessera.gateway.domain.errors import ApiError, unavailable
+from tessera.gateway.domain.keys import SCOPES
+from tessera.gateway.routes.application import api, api_routes, required_scope
+from tessera.gateway.routes.edge import EdgeLimits
+from tessera.resilience import CircuitOpenError, TimedOutError
+
+pytestmark = pytest.mark.unit
+
+SCOPE_OF = {
+    ("POST", "/v1/chat/completions"): "inference",
+    ("POST", "/v1/completions"): "inference",
+    ("GET", "/v1/models"): "inference",
+    ("GET", "/v1/models/{model}"): "inference",
+    ("POST", "/v1/embeddings"): "inference",
+    ("POST", "/v1/tokenize"): "inference",
+    ("POST", "/v1/detokenize"): "inference",
+    ("POST", "/v1/memories"): "memory:write",
+    ("POST", "/v1/memories/batch"): "memory:write",
+    ("GET", "/v1/ingest/{event_id}"): "memory:read",
+    ("POST", "/v1/memories/search"): "memory:read",
+    ("PUT", "/v1/retention/policy"): "retention",
+    ("GET", "/v1/retention/policy"): "retention",
+    ("POST", "/v1/retention/sweeps"): "retention",
+    ("GET", "/v1/retention/sweeps/{sweep_id}"): "retention",
+    ("POST", "/v1/datasets"): "validation",
+    ("POST", "/v1/validations"): "validation",
+    ("GET", "/v1/validations/{validation_id}"): "validation",
+    ("POST", "/v1/tenants"): "admin",
+    ("GET", "/v1/tenants"): "admin",
+    ("POST", "/v1/keys"): "admin",
+    ("GET", "/v1/keys"): "admin",
+    ("DELETE", "/v1/keys/{key_id}"): "admin",
+    ("GET", "/v1/status"): "admin",
+    ("GET", "/health"): None,
+}
+
+
+def test_every_route_asks_for_the_scope_in_the_table(desk: Any) -> None:
+    document = api(desk.rooms).openapi()
+    described = {
+        (method.upper(), path): operation.get("x-required-scope")
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert described == SCOPE_OF
+    assert {required_scope(route) for route in api_routes()} == {*SCOPES, None}
+
+
+@pytest.mark.parametrize(("method", "path"), [where for where, scope in SCOPE_OF.items() if scope])
+async def test_a_key_without_the_scope_is_refused_before_anything_else(desk: Any, method: str, path: str) -> None:
+    others = [scope for scope in SCOPES if scope != SCOPE_OF[method, path]]
+    async with desk.client(desk.new_key(*others)) as client:
+        refused = await client.request(method, path.replace("{", "").replace("}", ""), json=None if method == "GET" else {})
+        unknown = await client.request(method, path.replace("{", "").replace("}", ""), headers={"authorization": ""})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (401, "missing_api_key")
+    assert unknown.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_document_is_openapi_3_1_with_examples_and_the_error_object(desk: Any) -> None:
+    document = api(desk.rooms).openapi()
+    schemas = document["components"]["schemas"]
+    assert document["openapi"].startswith("3.1")
+    assert "HTTPValidationError" not in schemas
+    assert set(schemas["ErrorDetail"]["required"]) == {"message", "type", "param", "code"}
+    bodies = [operation for path in document["paths"].values() for operation in path.values() if "requestBody" in operation]
+    assert all("422" not in operation["responses"] for operation in bodies)
+    for name in (
+        "ChatCompletionBody",
+        "CompletionBody",
+        "EmbeddingBody",
+        "TokenizeBody",
+        "SearchBody",
+        "BatchBody",
+        "SweepBody",
+        "KeyBody",
+    ):
+        validator = Draft202012Validator({**schemas[name], "components": document["components"]})
+        for example in schemas[name]["examples"]:
+            validator.validate(example)
+
+
+async def test_the_document_is_served(desk: Any) -> None:
+    async with desk.client() as client:
+        assert (await client.get("/openapi.json")).json()["info"]["title"] == "Tessera"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (RuntimeError("inner secret"), 500, "internal_error"),
+        (RetryableError("gone"), 503, "dependency_unavailable"),
+        (CircuitOpenError("postgres", timedelta(seconds=1)), 503, "dependency_unavailable"),
+        (TimedOutError("late"), 504, "timed_out"),
+        (InvalidError("event_id_reused", "Other body."), 400, "event_id_reused"),
+        (ApiError(429, "rate_limited", "Slow down.", retry_after=timedelta(milliseconds=10)), 429, "rate_limited"),
+    ],
+)
+async def test_whatever_goes_wrong_is_the_error_object(desk: Any, raised: Exception, status: int, code: str) -> None:
+    desk.log.answers.append(raised)
+    async with desk.client() as client:
+        response = await client.post("/v1/memories/search", json={"query": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "inner secret" not in response.text
+    assert response.headers["x-request-id"]
+    assert ("retry-after" in response.headers) == (status in {429, 503})
+
+
+async def test_when_the_log_is_down_ingestion_is_503_and_nothing_is_said_to_be_accepted(desk: Any) -> None:
+    desk.log.refuses = lambda _: unavailable("The event log")
+    item = {"type": "message", "conversation_id": "c", "role": "user", "content": "x"}
+    async with desk.client() as client:
+        single = await client.post("/v1/memories", json=item)
+        batch = await client.post("/v1/memories/batch", json={"items": [item, item]})
+    for response in (single, batch):
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+async def test_a_batch_that_fails_in_part_says_which(desk: Any) -> None:
+    def refuses(data: Any) -> ApiError | None:
+        return unavailable("The event log") if isinstance(data, MessagePublished) and data.content == "unlucky" else None
+
+    desk.log.refuses = refuses
+    items = [{"type": "message", "conversation_id": "c", "role": "user", "content": text} for text in ("lucky", "unlucky")]
+    async with desk.client() as client:
+        body = (await client.post("/v1/memories/batch", json={"items": items})).json()
+    assert [(item["status"], item["error"] and item["error"]["code"]) for item in body["data"]] == [
+        ("accepted", None),
+        ("failed", "dependency_unavailable"),
+    ]
+
+
+async def test_an_event_that_is_too_large_is_413(desk: Any) -> None:
+    item = {"type": "document", "document_id": "d", "content": "ä" * 480_000}
+    async with desk.client() as client:
+        response = await client.post(
+            "/v1/memories", content=json.dumps(item, ensure_ascii=False).encode(), headers={"content-type": "application/json"}
+        )
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "event_too_large")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "param"),
+    [
+        ("/v1/chat/completions", {"model": "none", "messages": [{"role": "user", "content": "x"}]}, "model_not_found", None),
+        ("/v1/chat/completions", {"model": "text", "messages": [{"role": "user", "content": "x"}]}, "unsupported_model", "model"),
+        ("/v1/completions", {"model": "text", "prompt": [1, 2]}, "unsupported_value", "prompt"),
+        ("/v1/embeddings", {"model": "vectors", "input": [1]}, "unsupported_value", "input"),
+        ("/v1/embeddings", {"model": "vectors", "input": []}, "empty_array", "input"),
+        ("/v1/tokenize", {"text": "x", "model": "chat", "encoding": "e"}, "invalid_value", "encoding"),
+        ("/v1/keys", {"name": "x", "scopes": []}, "empty_array", "scopes"),
+        ("/v1/keys", {"name": "x", "expires_at": "2020-01-01T00:00:00Z"}, "invalid_value", "expires_at"),
+        ("/v1/tenants", {"id": "No Capitals"}, "invalid_value", "id"),
+    ],
+)
+async def test_what_a_request_gets_wrong_is_named(desk: Any, path: str, body: dict[str, Any], code: str, param: str | None) -> None:
+    async with desk.client() as client:
+        error = (await client.post(path, json=body)).json()["error"]
+    assert (error["code"], error["param"], error["type"]) == (code, param, "invalid_request_error")
+
+
+async def test_dimensions_other_than_the_models_are_refused(desk: Any) -> None:
+    desk.log.answers = [EmbeddingCompleted(model="vectors", vectors=((1.0, 0.0),), token_counts=(1,))] * 2
+    async with desk.client() as client:
+        right = await client.post("/v1/embeddings", json={"model": "vectors", "input": "x", "dimensions": 2})
+        wrong = await client.post("/v1/embeddings", json={"model": "vectors", "input": "x", "dimensions": 3})
+    assert (right.status_code, wrong.status_code, wrong.json()["error"]["param"]) == (200, 400, "dimensions")
+
+
+async def test_an_answer_of_another_kind_is_a_fault_of_ours(desk: Any) -> None:
+    desk.log.answers = [RecallCompleted(memories=())]
+    async with desk.client() as client:
+        assert (await client.post("/v1/tokenize", json={"text": "x"})).status_code == 500
+
+
+async def test_the_encoding_comes_from_the_model_or_the_default(desk: Any) -> None:
+    done = TokenizationCompleted(operation="encode", encoding="o200k_base", text="x", tokens=(1,))
+    desk.log.answers = [done, done]
+    async with desk.client() as client:
+        await client.post("/v1/tokenize", json={"text": "x"})
+        await client.post("/v1/tokenize", json={"text": "x", "encoding": "cl100k_base"})
+    assert [data.encoding for data, _ in desk.log.published] == ["o200k_base", "cl100k_base"]
+
+
+async def test_a_small_limit_of_the_body(desk: Any) -> None:
+    async with desk.client(limits=EdgeLimits(body_bytes=10)) as client:
+        assert (await client.post("/v1/tokenize", json={"text": "longer than ten"})).status_code == 413

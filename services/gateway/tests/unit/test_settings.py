@@ -1,0 +1,49 @@
+"""Settings that a profile refuses."""
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from tessera.gateway.domain import keys
+from tessera.gateway.settings import GatewaySettings
+
+pytestmark = pytest.mark.unit
+
+POSTGRES = {"worker_password": "w", "client_password": "c"}
+
+
+def settings(**given: Any) -> GatewaySettings:
+    return GatewaySettings(postgres=POSTGRES, **given)  # type: ignore[arg-type]  # as the environment gives it
+
+
+def test_development_needs_nothing_and_names_its_keys() -> None:
+    assert settings().key_environment == "dev"
+    assert settings(profile="test").key_environment == "test"
+    assert settings(bootstrap_key="").bootstrap_key is None
+
+
+def test_a_bootstrap_key_has_to_be_whole_and_is_not_shown() -> None:
+    key = keys.generate("dev").reveal()
+    assert key not in repr(settings(bootstrap_key=key))
+    with pytest.raises(ValidationError, match="development_key") as refused:
+        settings(bootstrap_key="secret-of-mine")
+    assert "secret-of-mine" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({}, "key_pepper"),
+        ({"key_pepper": "short"}, "key_pepper"),
+        ({"key_pepper": "p" * 32, "bootstrap_key": keys.generate("dev").reveal()}, "bootstrap_key"),
+    ],
+)
+def test_production_refuses_defaults_and_the_bootstrap_key(given: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        settings(profile="production", **given)
+
+
+def test_production_with_a_pepper_of_its_own() -> None:
+    made = settings(profile="production", key_pepper=SecretStr("p" * 32))
+    assert (made.key_environment, made.pepper) == ("live", b"p" * 32)
