@@ -15,7 +15,9 @@ _UNREACHABLE = ("ConnectionError", "Failed to connect", "Max retries", "NameReso
 def static_analysis() -> bool:
     """bandit over everything that runs."""
     sources = [str(path) for path in sorted(ROOT.glob("*/*/src"))]
-    done = subprocess.run([f"{BIN}/bandit", "-q", "-r", "-c", "bandit.yaml", *sources], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [f"{BIN}/bandit", "-q", "-r", "-c", "bandit.yaml", *sources], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return _told("bandit", done.returncode == 0, done.stdout)
 
 
@@ -31,13 +33,25 @@ def secrets() -> bool:
 
 def vulnerabilities() -> bool:
     """pip-audit over the lock; says loudly where no advisory service is reachable."""
-    command = [f"{BIN}/pip-audit", "--requirement", "requirements.lock", "--require-hashes", "--disable-pip", "--format", "json", "--timeout", "10"]
+    command = [
+        f"{BIN}/pip-audit",
+        "--requirement",
+        "requirements.lock",
+        "--require-hashes",
+        "--disable-pip",
+        "--format",
+        "json",
+        "--timeout",
+        "10",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode and not done.stdout.strip() and any(word in done.stderr for word in _UNREACHABLE):
         sys.stdout.write("SKIPPED pip-audit: no advisory service is reachable from here\n")
         return True
     found = [item for item in json.loads(done.stdout or "{}").get("dependencies", []) if item.get("vulns")]
-    return _told("pip-audit", done.returncode == 0, "\n".join(f"{item['name']} {item['version']}: {item['vulns']}" for item in found) or done.stderr)
+    return _told(
+        "pip-audit", done.returncode == 0, "\n".join(f"{item['name']} {item['version']}: {item['vulns']}" for item in found) or done.stderr
+    )
 
 
 def _told(name: str, passed: bool, output: str) -> bool:

@@ -34,7 +34,9 @@ _HEAD = """\
 def settings_class(service: str) -> type[ServiceSettings]:
     """The settings class of a service."""
     module = importlib.import_module(f"tessera.{service}.settings")
-    found = [item for item in vars(module).values() if inspect.isclass(item) and issubclass(item, ServiceSettings) and item.service == service]
+    found = [
+        item for item in vars(module).values() if inspect.isclass(item) and issubclass(item, ServiceSettings) and item.service == service
+    ]
     return found[0]
 
 
@@ -90,7 +92,12 @@ def _documentation(model: type[BaseModel]) -> dict[str, str]:
 
 def _field_strings(body: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
             yield field.target.id, str(below.value.value)
 
 

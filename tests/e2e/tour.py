@@ -250,7 +250,7 @@ def chat(tour: Tour) -> Iterator[str]:
     check("blue flowerpot" in answer, f"the answer is grounded on memory: {answer!r}")
     check(reasons == ["stop"], f"the stream ends with one finish_reason: {reasons}")
     yield f"streamed in {len(chunks)} chunks: {answer.strip()}"
-    yield _checked_usage(chunks[-1].usage, messages, answer)
+    yield _checked_usage(tour, chunks[-1].usage, messages, answer)
 
     stopped = client.chat.completions.create(model="local/quote", messages=messages, stop=["flowerpot"], extra_body=memory)
     text = stopped.choices[0].message.content or ""
@@ -263,15 +263,22 @@ def chat(tour: Tour) -> Iterator[str]:
     yield f"local/ngram, learned from the same events, continues “The lens”: {completion.choices[0].text!r}"
 
 
-def _checked_usage(usage: Any, messages: list[Any], answer: str) -> str:
+def _checked_usage(tour: Tour, usage: Any, messages: list[Any], answer: str) -> str:
+    model = tour.api("GET", "/v1/models/local/quote")["tessera"]
     source = usage.model_dump().get("source")
     if source == "counted":
-        tokens = encoding("o200k_base").encode
-        prompt = 3 + sum(3 + len(tokens(message["role"])) + len(tokens(message["content"])) for message in messages)
-        counted = (prompt, len(tokens(answer)))
+        counted = (_prompt_tokens(messages, model["encoding"], model["template"]), len(encoding(model["encoding"]).encode(answer)))
         check((usage.prompt_tokens, usage.completion_tokens) == counted, f"usage {usage} equals tiktoken's {counted}")
     check(source in {"counted", "provider", "estimated"}, f"usage says where it comes from: {usage}")
-    return f"usage: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {source}"
+    told = f"{source} under {model['encoding']}, template {model['template']}"
+    return f"usage: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {told}"
+
+
+def _prompt_tokens(messages: list[Any], encoding_name: str, template: str) -> int:
+    tokens = encoding(encoding_name).encode
+    if template == "plain":
+        return len(tokens("\n".join(message["content"] for message in messages)))
+    return 3 + sum(3 + len(tokens(message["role"])) + len(tokens(message["content"])) for message in messages)
 
 
 # --- 5 -----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tessera.testkit.stack import Stack
 
 _PARTITIONS = 4
 _READY_SECONDS = 60
+_MIGRATING = threading.Lock()  # Alembic keeps its context in module globals
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Platform:
         self._key = subprocess.run(
             [sys.executable, "-m", "tessera.gateway.development_key"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        self._database = new_database(self.stack, self.services)
+        with _MIGRATING:
+            self._database = new_database(self.stack, self.services)
         self._make_topics()
         self.processes = {service: self._process(service) for service in self.services}
         for process in self.processes.values():
