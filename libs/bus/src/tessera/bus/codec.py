@@ -7,7 +7,7 @@ opened; for now it is the identity.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -223,17 +223,29 @@ def _data(value: bytes | None, event_class: type[D], *, closed: bool) -> D:
     try:
         return event_class.model_validate_json(value, extra="forbid" if closed else "ignore")
     except ValidationError as error:
-        raise _as_invalid(error) from None
+        raise _as_invalid(error, loose_data(value)) from None
 
 
-def _as_invalid(error: ValidationError) -> InvalidError:
+def _as_invalid(error: ValidationError, data: Any) -> InvalidError:
     """The first fault, without the offending value: refusals must not carry content."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return InvalidError("data_malformed", f"The data is no JSON: {first['msg']}.")
-    path = ".".join(str(part) for part in first["loc"])[:256] or None
+    path = ".".join(_path(first["loc"], data, absent=first["type"] == "missing"))[:256] or None
     more = f" ({error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
     return InvalidError("data_invalid", f"{path or 'data'}: {first['msg']}{more}.", path)
+
+
+def _path(location: Sequence[str | int], data: Any, *, absent: bool) -> Iterator[str]:
+    """The steps that exist in the data (or would, for a missing field); pydantic also names the branch of a union that it tried."""
+    for number, step in enumerate(location, 1):
+        if isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        elif isinstance(data, dict) and step in data:
+            data = data[step]
+        elif not (absent and number == len(location)):
+            continue
+        yield str(step)
 
 
 def loose_data(value: bytes | None) -> Any:
