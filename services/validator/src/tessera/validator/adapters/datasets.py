@@ -23,7 +23,7 @@ from tessera.validator.domain.tables import Columns, Comparison, Table
 from tessera.validator.ports import LoadedCandidate, LoadedComparison
 
 _READERS: Final = {
-    "csv": "read_csv({}, header = true, sample_size = -1)",
+    "csv": "read_csv({}, header = true, quote = '\"', sample_size = -1)",
     "parquet": "read_parquet({})",
     "jsonl": "read_json({}, format = 'newline_delimited', sample_size = -1)",
 }
@@ -91,8 +91,9 @@ def _loaded(files: Sequence[Path], formats: Sequence[str], folder: Path, limits:
     try:
         named = zip(("candidate", "reference"), files, formats, strict=False)
         columns = [_described(connection, name, file, kind) for name, file, kind in named]
+        rows = [_counted(connection, name) for name in ("candidate", "reference")[: len(files)]]
         if len(files) == 1:
-            return LoadedCandidate(_counted(connection, "candidate"), tuple(columns[0]))
+            return LoadedCandidate(rows[0], tuple(columns[0]))
         return _compared(connection, columns[0], columns[1], limits)
     except duckdb.OutOfMemoryException as error:
         raise InvalidError("dataset_too_large", "The datasets do not fit the memory that reading them may use.") from error
@@ -190,7 +191,6 @@ class _Rows:
 def _read(connection: duckdb.DuckDBPyConnection, name: str, columns: Columns, kinds: dict[str, str], limits: ReadingLimits) -> _Rows:
     if not columns.names:
         raise InvalidError("no_common_columns", "No shared column has comparable types on both sides.")
-    _counted(connection, name)
     values = [f"{_value(column, kinds[column])} AS c{index}" for index, column in enumerate(columns.names)]
     names = ", ".join(f"c{index}" for index in range(len(columns.names)))
     # The row number decides the sample, not the values: equal rows must not all be drawn or all be left out.

@@ -1,0 +1,67 @@
+"""Killed with SIGKILL with a validation in flight, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tessera.testkit.plugin import ServiceFactory
+from tessera.testkit.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+KILLED = -9
+
+
+@pytest.fixture
+def world(make_world: Any) -> Any:
+    """One for each test: a killed service is not shared."""
+    return make_world()
+
+
+async def test_a_killed_validation_is_taken_up_again_and_completes_once(
+    service_process: ServiceFactory, world: Any, wire: Any, wine: Any
+) -> None:
+    environment = {
+        **world.environment,
+        "TESSERA_VALIDATOR__CRASH_POINT": "validation_judged_before_commit",
+        "TESSERA_VALIDATOR__VALIDATIONS__LEASE_SECONDS": "3",
+        "TESSERA_VALIDATOR__VALIDATIONS__PROLONG_SECONDS": "1",
+    }
+    service = await asyncio.to_thread(
+        service_process, "validator", database=world.database, kafka_prefix=world.kafka_prefix, environment=environment
+    )
+    validation_id = str(uuid4())
+    request = wire.request(validation_id, await wire.store(wine[1]), await wire.store(wine[0]))
+    await wire.send(request, validation_id)
+    await eventually(lambda: service.exit_code == KILLED, timeout=30)
+    service.override(TESSERA_VALIDATOR__CRASH_POINT="")
+    service.start()
+    ended = await wire.ended(validation_id)
+    assert (ended.state, ended.report.verdict) == ("completed", "approve")
+    assert len(await wire.completed.read(1)) == 1
+
+
+async def test_a_dataset_that_kills_the_process_every_time_is_given_up(
+    service_process: ServiceFactory, world: Any, wire: Any, wine: Any
+) -> None:
+    environment = {
+        **world.environment,
+        "TESSERA_VALIDATOR__CRASH_POINT": "validation_judged_before_commit",
+        "TESSERA_VALIDATOR__VALIDATIONS__LEASE_SECONDS": "2",
+        "TESSERA_VALIDATOR__VALIDATIONS__PROLONG_SECONDS": "1",
+        "TESSERA_VALIDATOR__VALIDATIONS__ATTEMPTS": "1",
+    }
+    service = await asyncio.to_thread(
+        service_process, "validator", database=world.database, kafka_prefix=world.kafka_prefix, environment=environment
+    )
+    validation_id = str(uuid4())
+    request = wire.request(validation_id, await wire.store(wine[1]), await wire.store(wine[0]))
+    await wire.send(request, validation_id)
+    await eventually(lambda: service.exit_code == KILLED, timeout=30)
+    service.start()  # the crash point is still armed: only giving up keeps the process alive
+    ended = await wire.ended(validation_id)
+    assert (ended.state, ended.problem.code) == ("failed", "validation_broke")
