@@ -1,10 +1,11 @@
 """Writes the ONNX graph of all-MiniLM-L6-v2 whose tensors are external data inside the package's own `model.safetensors`.
 
-The graph (some 20 KB) holds no weights, only their offsets, so nothing is converted or cached: ONNX Runtime maps the weights from the installed
-package. Two runs give identical bytes; a test regenerates the file and compares. Needs the development dependency `onnx`.
+The graph (some 20 KB) holds no weights, only their offsets, so nothing is converted or cached: ONNX Runtime maps the weights from
+the installed package. Two runs give identical bytes; a test regenerates the file and compares. Needs the development dependency
+`onnx`.
 
-Sources: the BERT encoder (Devlin et al., 2019, arXiv 1810.04805) with mean pooling and normalisation (Reimers & Gurevych, 2019, arXiv 1908.10084);
-operators of ONNX opset 17 and ONNX Runtime's contrib set `com.microsoft` 1; the layout of https://github.com/huggingface/safetensors.
+Sources: the BERT encoder (Devlin et al., 2019, arXiv 1810.04805) with mean pooling and normalisation (Reimers & Gurevych, 2019,
+arXiv 1908.10084); operators of ONNX opset 17 and ONNX Runtime's contrib set `com.microsoft` 1; the layout of https://github.com/huggingface/safetensors.
 
     python services/memory/scripts/build_minilm_graph.py
 """
@@ -34,6 +35,7 @@ def external_tensors(weights: Path) -> dict[str, TensorProto]:
 
 
 def external_tensor(name: str, shape: list[int], offsets: list[int], base: int) -> TensorProto:
+    """One tensor of the file, by its place in it."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", WEIGHTS), ("offset", str(base + offsets[0])), ("length", str(offsets[1] - offsets[0]))):
         tensor.external_data.add(key=key, value=value)
@@ -41,6 +43,7 @@ def external_tensor(name: str, shape: list[int], offsets: list[int], base: int) 
 
 
 def constants() -> list[TensorProto]:
+    """The few numbers that the graph itself holds."""
     whole = {"zero": [0], "one": [1], "two": [2]}
     return [helper.make_tensor(name, TensorProto.INT64, [1], value) for name, value in whole.items()] + [
         helper.make_tensor("least", TensorProto.FLOAT, [], [1e-9])
@@ -48,6 +51,7 @@ def constants() -> list[TensorProto]:
 
 
 def embedding_nodes() -> list[NodeProto]:
+    """Token ids to the first hidden state, and the mask as the attention wants it."""
     part = "embeddings"
     return [
         helper.make_node("Shape", ["input_ids"], ["shape"]),
@@ -65,6 +69,7 @@ def embedding_nodes() -> list[NodeProto]:
 
 
 def layer_nodes(index: int) -> list[NodeProto]:
+    """One encoder layer."""
     part, out = f"encoder.layer.{index}", f"layer.{index}"
     attention, projections = f"{part}.attention", ("query", "key", "value")
     return [
@@ -88,6 +93,7 @@ def layer_nodes(index: int) -> list[NodeProto]:
 
 
 def dense(source: str, weight: str, target: str) -> list[NodeProto]:
+    """A product with a weight that is stored output by input."""
     return [
         helper.make_node("Transpose", [weight], [f"{target}.weight"], perm=[1, 0]),
         helper.make_node("MatMul", [source, f"{target}.weight"], [target]),
@@ -95,6 +101,7 @@ def dense(source: str, weight: str, target: str) -> list[NodeProto]:
 
 
 def skip_normalised(source: str, skip: str, part: str, target: str) -> NodeProto:
+    """Bias, residual and layer normalisation in one."""
     norm = f"{part}.LayerNorm"
     return microsoft(
         "SkipLayerNormalization", [source, skip, f"{norm}.weight", f"{norm}.bias", f"{part}.dense.bias"], target, epsilon=EPSILON
@@ -102,10 +109,12 @@ def skip_normalised(source: str, skip: str, part: str, target: str) -> NodeProto
 
 
 def microsoft(operator: str, inputs: list[str], output: str, **attributes: float) -> NodeProto:
-    return helper.make_node(operator, inputs, [output], domain="com.microsoft", **attributes)
+    """A node of ONNX Runtime's contrib set."""
+    return helper.make_node(operator, inputs, [output], domain="com.microsoft", **attributes)  # type: ignore[arg-type]
 
 
 def pooling_nodes() -> list[NodeProto]:
+    """Masked mean over the tokens, scaled to unit length."""
     return [
         helper.make_node("Cast", ["attention_mask"], ["mask_float"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask_float", "two"], ["mask_wide"]),

@@ -195,8 +195,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(
-        "DROP TABLE refusal, relation, mention, entity_name, entity, index_task, lexical_term, lexical_size, memory_lex, memory_vec, memory, tenant"
-    )
+    op.execute("DROP TABLE refusal, relation, mention, entity_name, entity, index_task, lexical_term, lexical_size")
+    op.execute("DROP TABLE memory_lex, memory_vec, memory, tenant")
     op.execute("DROP FUNCTION notify_index_task()")
     drop_delivery_tables(op)

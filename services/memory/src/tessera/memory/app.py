@@ -82,8 +82,8 @@ def _embedder_breaker(settings: MemorySettings) -> Breaker:
 
 def _add_workers(runtime: Runtime[MemorySettings], embedder: MiniLmEmbedder, breaker: Breaker) -> None:
     queue, settings = PostgresIndexQueue(runtime.database), runtime.settings.indexing
-    lexical = IndexWorker("lexical", queue, LexicalStage(), settings.batch_size, settings.poll)
-    vector = IndexWorker("vector", queue, VectorStage(embedder, breaker), settings.batch_size, settings.poll)
+    lexical = IndexWorker("lexical", queue, LexicalStage(), settings.lexical_batch, settings.poll)
+    vector = IndexWorker("vector", queue, VectorStage(embedder, breaker), settings.vector_batch, settings.poll)
     runtime.add_worker("announcements", Announcements(runtime.database, lexical.announced, vector.announced).run)
     runtime.add_worker("lexical", lexical.run)
     runtime.add_worker("vector", vector.run)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from tessera.bus import Emitter, Received
@@ -37,7 +37,17 @@ from tessera.memory.domain.admission import Provenance
 from tessera.memory.domain.fusion import Ranked, fused
 from tessera.memory.domain.records import Memory
 from tessera.memory.domain.terms import terms
-from tessera.memory.ports import AdmissionUnit, Archived, ArchiveUnit, Embedder, MemoryStore, QueryEmbedder, Question, Tenants
+from tessera.memory.ports import (
+    AdmissionUnit,
+    Archived,
+    ArchiveUnit,
+    Embedder,
+    IngestionState,
+    MemoryStore,
+    QueryEmbedder,
+    Question,
+    Tenants,
+)
 
 EMBEDDER = "embedder"
 _LONG_DOCUMENT_CHARACTERS = 20_000
@@ -61,7 +71,6 @@ class Handlers:
     embedder: Embedder
     queries: QueryEmbedder
 
-    # --- ingestion --------------------------------------------------------------------------------------------------------------------------
     async def message_published(self, event: Received[MessagePublished], unit: AdmissionUnit) -> None:
         """Admits a message. Raises InvalidError `tenant_unknown`, `tenant_suspended` or `sealed_content`, as all admissions do."""
         await self._admit_tenant(event.tenant_id, unit)
@@ -109,7 +118,6 @@ class Handlers:
         outcomes = await unit.archive(event.tenant_id, items, f"sweep {event.data.sweep_id}")
         await _tell_changes(unit, event.tenant_id, outcomes, sweep_id=event.data.sweep_id)
 
-    # --- questions --------------------------------------------------------------------------------------------------------------------------
     async def recall_requested(self, event: Received[RecallRequested], emit: Emitter) -> None:
         """Answers a search."""
         found = await self.recall(event.tenant_id, opened(event.data.query), event.data.limit, event.data.filter)
@@ -140,11 +148,9 @@ class Handlers:
         """Answers where an ingested event stands."""
         async with self.store.snapshot(event.tenant_id) as snapshot:
             found = await snapshot.ingestion(event.data.event_id)
-        if found.memory_ids:
-            state = "applied" if found.pending else "searchable"
-        else:
-            state = "refused" if found.refusal else "unknown"
-        await emit.reply(IngestionReported(event_id=event.data.event_id, state=state, memory_ids=found.memory_ids, reason=found.refusal))
+        await emit.reply(
+            IngestionReported(event_id=event.data.event_id, state=_state(found), memory_ids=found.memory_ids, reason=found.refusal)
+        )
 
     async def recall(self, tenant_id: str, query: str, limit: int, wanted: RecallFilter) -> Recollection:
         """Searches one tenant's memory. Without the embedder the answer is lexical and says so."""
@@ -156,6 +162,12 @@ class Handlers:
             memories = await snapshot.memories([one.key for one in ranked])
         recalled = tuple(_recalled(memories[one.key], one) for one in ranked if one.key in memories)
         return Recollection(recalled, () if vector is not None else (EMBEDDER,))
+
+
+def _state(found: IngestionState) -> Literal["unknown", "applied", "searchable", "refused"]:
+    if found.memory_ids:
+        return "applied" if found.pending else "searchable"
+    return "refused" if found.refusal else "unknown"
 
 
 def _memory_id(value: str) -> UUID:

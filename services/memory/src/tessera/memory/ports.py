@@ -66,7 +66,7 @@ class AdmissionUnit(Protocol):
         ...
 
     async def add(self, memories: Sequence[Memory]) -> list[Memory]:
-        """Stores those that are not there yet, asks for their indexing, notes which entities they name; returns them. Repeating adds nothing."""
+        """Stores those that are not there yet, asks for their indexing, notes which entities they name; returns them."""
         ...
 
     async def supersede(

@@ -37,8 +37,10 @@ class IndexingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    batch_size: Annotated[int, Field(ge=1, le=1_000)] = 64
-    """Most memories indexed in one transaction."""
+    lexical_batch: Annotated[int, Field(ge=1, le=500)] = 64
+    """Most memories whose words are indexed in one transaction."""
+    vector_batch: Annotated[int, Field(ge=1, le=64)] = 16
+    """Most memories embedded in one transaction: some 2 s for full chunks on one quiet core, far below the transaction time-out."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
     """New work is announced by Postgres; polling finds what an announcement missed."""
 

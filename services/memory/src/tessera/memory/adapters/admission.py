@@ -55,7 +55,8 @@ _TEXTS_WITH = text("""
         AND EXISTS (SELECT FROM unnest(CAST(:needles AS text[])) AS needle WHERE strpos(lower(memory.text), needle) > 0)
 """)
 _INSERT_MENTIONS_IN = text("""
-    INSERT INTO mention (tenant_id, memory_id, entity_id) SELECT :tenant, id, :entity FROM unnest(CAST(:ids AS uuid[])) AS id ON CONFLICT DO NOTHING
+    INSERT INTO mention (tenant_id, memory_id, entity_id) SELECT :tenant, id, :entity FROM unnest(CAST(:ids AS uuid[])) AS id
+    ON CONFLICT DO NOTHING
 """)
 _INSERT_RELATION = text("""
     INSERT INTO relation (tenant_id, source_entity_id, relation, target_entity_id, memory_id, subject_id, weight, valid_from, valid_to)
@@ -65,7 +66,8 @@ _INSERT_RELATION = text("""
 _SUPERSEDED = text("""
     SELECT id, version FROM memory
     WHERE tenant_id = :tenant AND state = 'active' AND origin_digest <> :keep
-        AND ((kind = 'chunk' AND series = 'document:' || CAST(:document AS text)) OR (kind = 'entity' AND entity_id = CAST(:entity AS text)))
+        AND ((kind = 'chunk' AND series = 'document:' || CAST(:document AS text))
+            OR (kind = 'entity' AND entity_id = CAST(:entity AS text)))
     ORDER BY occurred_at, ordinal, id
 """)
 _LOCKED = text("SELECT id, version, state FROM memory WHERE tenant_id = :tenant AND id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")

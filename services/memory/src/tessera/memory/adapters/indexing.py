@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tessera.memory.adapters import lexical
 from tessera.memory.adapters.sql import turn_of, vector_text
 from tessera.memory.domain import views
+from tessera.memory.domain.records import Turn
 from tessera.memory.domain.views import NEIGHBOURS
 from tessera.memory.ports import Indexable, IndexBatch, Stage, Vector
 from tessera.storage import Database
@@ -122,7 +123,7 @@ async def _items(connection: AsyncConnection, wanted: Sequence[tuple[str, UUID]]
     if not unique:
         return []
     values = {"tenants": [tenant for tenant, _ in unique], "ids": [memory_id for _, memory_id in unique], "neighbours": NEIGHBOURS}
-    turns: defaultdict[tuple[str, UUID], list[views.Turn]] = defaultdict(list)
+    turns: defaultdict[tuple[str, UUID], list[Turn]] = defaultdict(list)
     present: set[tuple[str, UUID]] = set()
     for row in (await connection.execute(_TURNS, values)).mappings():
         key = (row["tenant_id"], row["memory_id"])
@@ -132,7 +133,7 @@ async def _items(connection: AsyncConnection, wanted: Sequence[tuple[str, UUID]]
     return [_indexable(key, turns[key]) for key in unique if key in present]
 
 
-def _indexable(key: tuple[str, UUID], turns: Sequence[views.Turn]) -> Indexable:
+def _indexable(key: tuple[str, UUID], turns: Sequence[Turn]) -> Indexable:
     """`turns` ends with the memory itself."""
     return Indexable(*key, alone=views.alone(turns[-1]), context=views.context(turns[-1], turns[:-1]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -26,7 +26,8 @@ _INSERT = text("""
 _COUNT_TERMS = text("""
     INSERT INTO lexical_term AS known (tenant_id, term, alone, context)
     SELECT :tenant, term, alone, context
-    FROM unnest(CAST(:terms AS integer[]), CAST(:alone AS bigint[]), CAST(:context AS bigint[])) AS change (term, alone, context) ORDER BY term
+    FROM unnest(CAST(:terms AS integer[]), CAST(:alone AS bigint[]), CAST(:context AS bigint[])) AS change (term, alone, context)
+    ORDER BY term
     ON CONFLICT (tenant_id, term) DO UPDATE SET alone = known.alone + excluded.alone, context = known.context + excluded.context
 """)
 _COUNT_MEMORIES = text("""
@@ -53,8 +54,12 @@ async def put(connection: AsyncConnection, tenant_id: str, entries: Sequence[Ent
     for entry in entries:
         changes["alone"].update(entry.alone.keys())
         changes["context"].update(entry.context.keys())
-    weights = {view: [sparse_text(document_weights(getattr(entry, view), view)) for entry in entries] for view in changes}
-    await connection.execute(_INSERT, {"tenant": tenant_id, "ids": [entry.memory_id for entry in entries], **weights})
+    values = {
+        "ids": [entry.memory_id for entry in entries],
+        "alone": [sparse_text(document_weights(entry.alone, "alone")) for entry in entries],
+        "context": [sparse_text(document_weights(entry.context, "context")) for entry in entries],
+    }
+    await connection.execute(_INSERT, {"tenant": tenant_id, **values})
     await _count(connection, tenant_id, changes, len(entries) - removed)
 
 
@@ -87,18 +92,14 @@ async def _taken_out(connection: AsyncConnection, tenant_id: str, ids: Sequence[
 
 
 async def _count(connection: AsyncConnection, tenant_id: str, changes: Mapping[View, Counter[int]], memories: int) -> None:
-    both: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
-    for place, view in enumerate(("alone", "context")):
-        for term, change in changes[view].items():  # type: ignore[index]
-            both[term][place] += change
-    changed = {term: counts for term, counts in sorted(both.items()) if any(counts)}
-    values = {
-        "terms": list(changed),
-        "alone": [counts[0] for counts in changed.values()],
-        "context": [counts[1] for counts in changed.values()],
-    }
-    if changed:
-        await connection.execute(_COUNT_TERMS, {"tenant": tenant_id, **values})
+    terms = sorted(
+        term for term in changes["alone"].keys() | changes["context"].keys() if changes["alone"][term] or changes["context"][term]
+    )
+    values = {view: [counts[term] for term in terms] for view, counts in changes.items()}
+    if terms:
+        await connection.execute(
+            _COUNT_TERMS, {"tenant": tenant_id, "terms": terms, "alone": values["alone"], "context": values["context"]}
+        )
     if memories:
         await connection.execute(_COUNT_MEMORIES, {"tenant": tenant_id, "change": memories})
 

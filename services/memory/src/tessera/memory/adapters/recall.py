@@ -36,7 +36,8 @@ WITH v AS MATERIALIZED (
     FROM memory_lex WHERE tenant_id = :tenant AND CAST(:terms_context AS text) NOT LIKE '{}%' /*filter*/
 ), chosen AS (
     (SELECT id FROM v ORDER BY a DESC, id LIMIT :pool) UNION (SELECT id FROM v ORDER BY c DESC, id LIMIT :pool)
-    UNION (SELECT id FROM l WHERE a > 0 ORDER BY a DESC, id LIMIT :pool) UNION (SELECT id FROM l WHERE c > 0 ORDER BY c DESC, id LIMIT :pool)
+    UNION (SELECT id FROM l WHERE a > 0 ORDER BY a DESC, id LIMIT :pool)
+    UNION (SELECT id FROM l WHERE c > 0 ORDER BY c DESC, id LIMIT :pool)
 ), extent AS (
     SELECT (SELECT ARRAY[min(a), max(a), min(c), max(c)] FROM v) AS v, (SELECT ARRAY[0, max(a), 0, max(c)] FROM l) AS l
 )

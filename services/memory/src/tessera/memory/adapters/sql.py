@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -12,8 +11,8 @@ from tessera.memory.domain.records import Memory, Turn
 from tessera.memory.ports import Vector
 
 MEMORY_COLUMNS = (
-    "tenant_id, id, kind, version, subject_id, origin_id, origin_digest, occurred_at, recorded_at, importance, text, conversation_id, role, speaker,"
-    " document_id, title, chunk_index, chunk_count, start_offset, end_offset, entity_id, ordinal, metadata"
+    "tenant_id, id, kind, version, subject_id, origin_id, origin_digest, occurred_at, recorded_at, importance, text, conversation_id,"
+    " role, speaker, document_id, title, chunk_index, chunk_count, start_offset, end_offset, entity_id, ordinal, metadata"
 )
 
 
@@ -42,6 +41,6 @@ def memory_of(row: RowMapping) -> Memory:
     return Memory(**values, start=start, end=end, metadata=json.loads(metadata) if isinstance(metadata, str) else metadata)
 
 
-def turn_of(values: Mapping[str, Any]) -> Turn:
+def turn_of(values: RowMapping) -> Turn:
     """What of a memory's row is written into its indexed forms."""
     return Turn(occurred_at=values["occurred_at"], text=values["text"], said_by=values["speaker"] or values["role"], title=values["title"])

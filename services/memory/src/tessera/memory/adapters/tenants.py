@@ -16,7 +16,8 @@ from tessera.storage import Database
 # The newest declaration wins, in whatever order they are read again.
 _UPSERT = text("""
     INSERT INTO tenant AS known (tenant_id, state, changed_at) VALUES (:tenant, :state, :changed_at)
-    ON CONFLICT (tenant_id) DO UPDATE SET state = excluded.state, changed_at = excluded.changed_at WHERE known.changed_at <= excluded.changed_at
+    ON CONFLICT (tenant_id) DO UPDATE SET state = excluded.state, changed_at = excluded.changed_at
+        WHERE known.changed_at <= excluded.changed_at
 """)
 _PATIENCE: Final = RetryPolicy(attempts=None, initial=timedelta(milliseconds=100), maximum=timedelta(seconds=5))
 _CAUGHT_UP_SECONDS: Final = 5.0

@@ -1,9 +1,9 @@
 """BM25 as an inner product: saturated term frequencies in the document, inverse document frequencies in the query.
 
-Source: Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), with the never negative inverse document frequency that Lucene uses.
-The length that documents are compared with is a constant per view instead of the running average, so that a row depends on its own text alone:
-built again from the log in any order, the index is the same. Measured on conversations the difference is below a point of recall
-(docs/memory.md).
+Source: Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), with the never negative inverse document frequency
+that Lucene uses. The length that documents are compared with is a constant per view instead of the running average, so that a row
+depends on its own texts alone: built again from the log in any order, the index is the same. Measured on conversations the
+difference is below a point of recall (docs/memory.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def within_budget(ranked: Iterable[T], size: Callable[[T], int], budget: int) -> list[T]:
-    """The best that fit together, in their order. One that does not fit is passed over, so that a shorter one behind it may still come in."""
+    """The best that fit together, in their order. One that does not fit is passed over: a shorter one behind it may still come in."""
     kept: list[T] = []
     left = budget
     for item in ranked:

@@ -1,7 +1,7 @@
 """How a document is cut into chunks: by tokens, at natural ends, losing nothing.
 
-Chunks do not overlap: joined they are the document, character for character. What an overlap would give, the `context` view gives without keeping
-text twice.
+Chunks do not overlap: joined they are the document, character for character. What an overlap would give, the `context` view gives
+without keeping text twice.
 """
 
 from __future__ import annotations

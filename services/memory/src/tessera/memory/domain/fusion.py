@@ -1,15 +1,16 @@
 """One order out of four views of likeness and two small priors.
 
-Each view (vector and lexical, of the memory alone and in its context) is scaled to 0..1 between its least and greatest value over everything that
-was searched, then weighted and summed. Fused scores of several views of a conversation turn found clearly more than reciprocal ranks did
-(docs/memory.md has the figures). Importance and recency are small on purpose: they part near ties and never beat a match.
+Each view (vector and lexical, of the memory alone and in its context) is scaled to 0..1 between its least and greatest value over
+everything that was searched, then weighted and summed. Fused scores of several views of a conversation turn found clearly more
+than reciprocal ranks did (docs/memory.md has the figures). Importance and recency are small on purpose: they part near ties and
+never beat a match.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
 
@@ -53,7 +54,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Generic[K]):
-    """A memory that at least one view put forward. `vector` holds cosines, `lexical` BM25 scores; None where it was not compared or not matched."""
+    """A memory that at least one view put forward. `vector` holds cosines, `lexical` BM25 scores; None where not compared or matched."""
 
     key: K
     vector: Pair | None
@@ -83,18 +84,22 @@ class Ranked(Generic[K]):
 def fused(candidates: Sequence[Candidate[K]], extent: Extent, *, vectors: bool, now: datetime, limit: int) -> list[Ranked[K]]:
     """The best `limit` candidates, best first; equal totals keep the order given. `vectors` says whether vectors were compared at all."""
     share = RELEVANCE / 2 if vectors else RELEVANCE
-    vector_parts = [share * _vector(candidate, extent) if vectors else 0.0 for candidate in candidates]
-    lexical_parts = [share * _lexical(candidate, extent) for candidate in candidates]
-    vector_ranks = _ranks([part if candidate.vector else None for part, candidate in zip(vector_parts, candidates, strict=True)])
-    lexical_ranks = _ranks([part if candidate.lexical else None for part, candidate in zip(lexical_parts, candidates, strict=True)])
+    parts = [_Parts(share * _vector(one, extent) if vectors else 0.0, share * _lexical(one, extent)) for one in candidates]
+    by_vector = _ranks([part.vector if one.vector else None for part, one in zip(parts, candidates, strict=True)])
+    by_lexical = _ranks([part.lexical if one.lexical else None for part, one in zip(parts, candidates, strict=True)])
     ranked = [
-        Ranked(
-            candidate.key,
-            _scores(candidate, vector_parts[index], lexical_parts[index], vector_ranks.get(index), lexical_ranks.get(index), now),
-        )
-        for index, candidate in enumerate(candidates)
+        Ranked(one.key, _scores(one, replace(parts[index], vector_rank=by_vector.get(index), lexical_rank=by_lexical.get(index)), now))
+        for index, one in enumerate(candidates)
     ]
     return sorted(ranked, key=lambda one: -one.scores.total)[:limit]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    vector: float
+    lexical: float
+    vector_rank: int | None = None
+    lexical_rank: int | None = None
 
 
 def recency(occurred_at: datetime, now: datetime) -> float:
@@ -115,20 +120,18 @@ def _lexical(candidate: Candidate[K], extent: Extent) -> float:
     return (extent.lexical_alone.scaled(candidate.lexical.alone) + extent.lexical_context.scaled(candidate.lexical.context)) / 2
 
 
-def _scores(
-    candidate: Candidate[K], vector: float, lexical: float, vector_rank: int | None, lexical_rank: int | None, now: datetime
-) -> RecallScores:
+def _scores(candidate: Candidate[K], parts: _Parts, now: datetime) -> RecallScores:
     important, recent = IMPORTANCE * candidate.importance, RECENCY * recency(candidate.occurred_at, now)
     return RecallScores(
-        total=vector + lexical + important + recent,
-        vector=vector,
-        lexical=lexical,
+        total=parts.vector + parts.lexical + important + recent,
+        vector=parts.vector,
+        lexical=parts.lexical,
         importance=important,
         recency=recent,
         vector_similarity=candidate.vector.best if candidate.vector else None,
         lexical_score=candidate.lexical.best if candidate.lexical else None,
-        vector_rank=vector_rank,
-        lexical_rank=lexical_rank,
+        vector_rank=parts.vector_rank,
+        lexical_rank=parts.lexical_rank,
     )
 
 

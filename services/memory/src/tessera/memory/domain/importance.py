@@ -1,8 +1,9 @@
 """How much a memory matters, from 0 to 1, before anybody has asked for it.
 
-The rule follows the conversational memory layer that Tessera replaces (role weights: system 0.9, user 0.7, assistant 0.5) without two of its
-faults: age is no part of the stored number, which there was computed once and never again (a fresh user message could reach 0.54 at most), but a
-term of its own at recall; and an explicit importance replaces the prior on every path.
+The rule follows the conversational memory layer that Tessera replaces (role weights: system 0.9, user 0.7, assistant 0.5)
+without two of its faults. Age is no part of the stored number, which there was computed once and never again, so that a fresh
+user message could reach 0.54 at most; here it is a term of its own at recall. And an explicit importance replaces the prior on
+every path.
 """
 
 from __future__ import annotations

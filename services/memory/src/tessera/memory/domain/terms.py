@@ -9,22 +9,24 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
-import Stemmer
+import Stemmer  # type: ignore[import-not-found]
 
 DIMENSIONS: Final = 2**29
 """Hashed terms; at a million distinct terms one in a thousand shares its number with another."""
 
-FUNCTION_WORDS: Final = frozenset(
-    "a about am an and are as at be been but by can could did do does doing for from had has have having he her hers him his how i if in into is it"
-    " its just me my no nor not of off on or our ours she should so some such than that the their theirs them then there these they this those to"
-    " too up us was we were what when where which while who whom whose why will with would you your yours".split()
-)
+_FUNCTION_WORDS: Final = """
+    a about am an and are as at be been but by can could did do does doing for from had has have having he her hers him his
+    how i if in into is it its just me my no nor not of off on or our ours she should so some such than that the their
+    theirs them then there these they this those to too up us was we were what when where which while who whom whose why
+    will with would you your yours
+"""
+FUNCTION_WORDS: Final = frozenset(_FUNCTION_WORDS.split())
 """English words that carry a sentence and not its subject. Questions consist of them for a good part, so they would match everything."""
 
-_WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # noqa: RUF001
+_WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 # Scripts written without spaces: hiragana, katakana, CJK ideographs with their extensions, Thai.
 _UNSPACED: Final = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]+")
-_POSSESSIVE: Final = re.compile(r"['’]s$")  # noqa: RUF001
+_POSSESSIVE: Final = re.compile(r"['’]s$")
 _STEMMER: Final = Stemmer.Stemmer("english")
 
 

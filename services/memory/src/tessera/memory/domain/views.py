@@ -1,7 +1,7 @@
 """The texts that are indexed for a memory: who said it and when belongs to what is searched.
 
-Bare text cost the embedding model over 20 points of recall on conversations; a second view with the two turns before it gained some ten more
-(docs/memory.md).
+Bare text cost the embedding model over 20 points of recall on conversations; a second view with the two turns before it
+gained some ten more (docs/memory.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from tessera.memory.domain.records import Turn
 
 NEIGHBOURS: Final = 2
 """Memories before this one that its context holds."""
+CONTEXT_CHARACTERS: Final = 900
+"""Longest context with what came before; the embedding model reads about this much and cuts the end, where the memory itself stands."""
 
 
 def alone(turn: Turn) -> str:
@@ -22,7 +24,10 @@ def alone(turn: Turn) -> str:
 
 def context(turn: Turn, before: Sequence[Turn]) -> str:
     """The same after what came just before it, oldest first."""
-    return "\n".join([*(_voiced(earlier) for earlier in before[-NEIGHBOURS:]), alone(turn)])
+    own = alone(turn)
+    earlier = "\n".join(_voiced(one) for one in before[-NEIGHBOURS:])
+    room = CONTEXT_CHARACTERS - len(own) - 1
+    return f"{earlier[-room:]}\n{own}" if earlier and room > 0 else own
 
 
 def _dated(turn: Turn) -> str:
