@@ -1,0 +1,94 @@
+"""Settings from the environment, the common variables and files."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tessera.bus import faults
+from tessera.bus.service import explained, run_service
+from tessera.bus.settings import KafkaSettings, ServiceSettings
+
+
+class MemorySettings(ServiceSettings, service="memory"):
+    """As a service has them."""
+
+    limit: int = 3
+
+
+@pytest.fixture(autouse=True)
+def passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA__POSTGRES__WORKER_PASSWORD", "w")
+    monkeypatch.setenv("TESSERA__POSTGRES__CLIENT_PASSWORD", "c")
+
+
+def test_the_services_own_variable_goes_before_the_common_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA__KAFKA__BOOTSTRAP_SERVERS", "common:1")
+    monkeypatch.setenv("TESSERA__KAFKA__TOPIC_PREFIX", "p.")
+    monkeypatch.setenv("TESSERA_MEMORY__KAFKA__BOOTSTRAP_SERVERS", "own:1")
+    monkeypatch.setenv("TESSERA_MEMORY__LIMIT", "7")
+    settings = MemorySettings()
+    assert (settings.kafka.bootstrap_servers, settings.kafka.topic_prefix, settings.limit) == ("own:1", "p.", 7)
+
+
+def test_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TESSERA__POSTGRES__WORKER_PASSWORD")
+    (tmp_path / "TESSERA__POSTGRES__WORKER_PASSWORD").write_text("from a file")
+    monkeypatch.setenv("TESSERA_SECRETS", str(tmp_path))
+    assert MemorySettings().postgres.worker_password.get_secret_value() == "from a file"
+
+
+def test_everything_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_MEMORY__LIMIT", "many")
+    monkeypatch.setenv("TESSERA_MEMORY__KAFKA__WINDOW", "0")
+    monkeypatch.setenv("TESSERA_MEMORY__POSTGRES__PORT", "secret-looking")
+    with pytest.raises(ValidationError) as wrong:
+        MemorySettings()
+    said = explained(MemorySettings, wrong.value)
+    assert "3 settings are wrong" in said
+    for name in ("TESSERA_MEMORY__LIMIT", "TESSERA_MEMORY__KAFKA__WINDOW", "TESSERA_MEMORY__POSTGRES__PORT"):
+        assert name in said
+    assert "secret-looking" not in said
+
+
+def test_wrong_settings_end_the_process_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TESSERA_MEMORY__ADMIN_PORT", "-1")
+    with pytest.raises(SystemExit) as ended:
+        run_service(MemorySettings, lambda runtime: None)  # type: ignore[arg-type, return-value]
+    assert ended.value.code == 2
+    assert "TESSERA_MEMORY__ADMIN_PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TESSERA_MEMORY__CRASH_POINT", "consumed_before_commit", "only for the profile test"),
+        ("TESSERA_MEMORY__DRAIN_SECONDS", "60", "must be below kafka.rebalance_timeout_seconds"),
+        ("TESSERA_MEMORY__KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "sasl_username and sasl_password are needed"),
+        ("TESSERA_MEMORY__KAFKA__TOPIC_PREFIX", "no/slash", "pattern"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=said):
+        MemorySettings()
+
+
+def test_names_on_the_cluster_carry_the_prefix() -> None:
+    kafka = KafkaSettings(topic_prefix="t1.")
+    assert kafka.physical("ingest") == "t1.ingest"
+    assert kafka.logical("t1.ingest.acme") == "ingest.acme"
+
+
+def test_credentials_reach_the_client() -> None:
+    kafka = KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_username="u", sasl_password="p")
+    connection = kafka.connection("me")
+    assert (connection["sasl_mechanism"], connection["sasl_plain_username"], connection["sasl_plain_password"]) == ("SCRAM-SHA-512", "u", "p")
+    assert connection["ssl_context"] is None
+    assert KafkaSettings(security_protocol="SSL").connection("me")["ssl_context"] is not None
+
+
+def test_an_unarmed_point_lets_pass() -> None:
+    faults.arm("another")
+    faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+    faults.arm(None)
