@@ -116,6 +116,14 @@ def test_chunks_cover_the_text_within_their_size(name: str, text: str, size: int
     assert covered == len(text)
 
 
+def test_no_word_is_lost_where_a_natural_end_is_inside_a_token() -> None:
+    text = "The observatory opened in spring. " * 40
+
+    chunks = encoding("o200k_base").chunks(text, 50)
+
+    assert "".join(chunk.text for chunk in chunks) == text
+
+
 def test_chunks_share_about_the_overlap() -> None:
     text = " ".join(f"word{n}" for n in range(500))
     chunks = encoding("o200k_base").chunks(text, 100, 20)

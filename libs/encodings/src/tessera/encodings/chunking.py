@@ -55,8 +55,8 @@ class Window:
         return start
 
     def start_before(self, end: int, overlap_tokens: int) -> int:
-        """Where the overlap of `overlap_tokens` tokens before `end` begins."""
-        return self._character_at(max(0, bisect_left(self.starts, end) - overlap_tokens))
+        """Where the overlap of `overlap_tokens` tokens before `end` begins; never after `end`, which need not be a token's border."""
+        return min(end, self._character_at(max(0, bisect_left(self.starts, end) - overlap_tokens)))
 
     def _character_at(self, token: int) -> int:
         return self.starts[token] if token < len(self.starts) else len(self.text)
