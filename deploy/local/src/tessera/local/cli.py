@@ -54,7 +54,9 @@ def tour(_: Sequence[str]) -> int:
     platform = _running()
     say()
     started = time.monotonic()
-    code = subprocess.run([sys.executable, str(TOUR)], env={**os.environ, **platform.plan.client_environment()}, check=False).returncode
+    code = subprocess.run(
+        [sys.executable, str(TOUR)], env={**os.environ, **platform.plan.client_environment(), "TESSERA_HOME": str(home())}, check=False
+    ).returncode
     say(f"The tour took {time.monotonic() - started:.1f} s." if code == 0 else f"The tour failed (exit code {code}).")
     return 1 if code else 0
 

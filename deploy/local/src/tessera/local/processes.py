@@ -24,6 +24,8 @@ _SAME_START_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
 _LINE_LENGTH = 300
+# Python warns about a child that is forgotten while it runs.
+_OUTLIVING: list["subprocess.Popen[bytes]"] = []
 # Linux ends a child when the *thread* that started it ends: one thread that lives as long as the process starts them all.
 _SPAWNER = ThreadPoolExecutor(1, "spawner")
 
@@ -211,9 +213,12 @@ def spawn(command: Command, log: Path) -> subprocess.Popen[bytes]:
     A session of its own keeps a terminal's Ctrl-C away from it: whoever owns the stack stops it in order.
     """
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command.launched(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+    if command.outlives:
+        _OUTLIVING.append(process)
+    return process
 
 
 def run_apart(coroutine: Coroutine[object, object, None]) -> None:
@@ -233,6 +238,6 @@ def _readable(line: str) -> str:
     try:
         entry = json.loads(line)
         told = [entry.get("level"), entry["event"], entry.get("error"), str(entry.get("exception", "")).strip().rpartition("\n")[2]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return line
     return "  ".join(str(part) for part in told if part)

@@ -22,14 +22,15 @@ _RUNNING = ("RUNNING", "STARTING")
 SERVERS = "servers"
 SERVICES = "services"
 
+# Paths are relative to the state folder, because supervisord expands some values once and others twice.
 _HEAD = """\
 [supervisord]
 nodaemon=true
-logfile={logs}/supervisord.log
+logfile=logs/supervisord.log
 logfile_maxbytes={log_bytes}
 logfile_backups=1
-pidfile={run}/supervisord.pid
-childlogdir={logs}
+pidfile=run/supervisord.pid
+childlogdir=logs
 umask=022
 {user}
 [rpcinterface:supervisor]
@@ -51,7 +52,7 @@ startretries=10
 stopsignal={stop_signal}
 stopwaitsecs={stop_seconds}
 redirect_stderr=true
-stdout_logfile={logs}/{name}.log
+stdout_logfile=logs/{name}.log
 stdout_logfile_maxbytes={log_bytes}
 stdout_logfile_backups=1
 """
@@ -72,12 +73,12 @@ class Supervisor:
     """The supervisord of one state folder. Methods block; they raise LocalError when it does not do what is asked."""
 
     def __init__(self, home: Path, port: int, password: str, log_bytes: int) -> None:
+        self._home = home
         self._run = home / "run"
         self._logs = home / "logs"
         self._port = port
         self._password = password
         self._log_bytes = log_bytes
-        self._proxy: Any = ServerProxy(f"http://{_USER}:{password}@{LOOPBACK}:{port}/RPC2").supervisor
 
     @property
     def configuration(self) -> Path:
@@ -94,13 +95,13 @@ class Supervisor:
         if recorded(self.record) is None:
             return False
         try:
-            return bool(self._proxy.getState()["statename"] == "RUNNING")
+            return bool(self._call("getState")["statename"] == "RUNNING")
         except (OSError, HTTPException, Fault):
             return False
 
     def states(self) -> Mapping[str, Mapping[str, Any]]:
         """What supervisord says of each program, by name; nothing when it does not run."""
-        return {info["name"]: info for info in self._proxy.getAllProcessInfo()} if self.is_running() else {}
+        return {info["name"]: info for info in self._call("getAllProcessInfo")} if self.is_running() else {}
 
     def start(self, programs: Iterable[Program]) -> None:
         """Run supervisord on these programs, in a session of its own. One that already runs on the same configuration is kept."""
@@ -113,7 +114,7 @@ class Supervisor:
         program = (sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.configuration))
         output = self._logs / "supervisord.out"
         output.unlink(missing_ok=True)
-        process = spawn(Command(program, self._run, stop_signal=signal.SIGTERM, record=self.record, outlives=True), output)
+        process = spawn(Command(program, self._home, stop_signal=signal.SIGTERM, record=self.record, outlives=True), output)
         deadline = time.monotonic() + _START_SECONDS
         wait_until(lambda: self.is_running() or process.poll() is not None, deadline, "supervisord did not answer")
         if process.poll() is not None:
@@ -152,17 +153,19 @@ class Supervisor:
 
     def _ask(self, method: str, *arguments: object) -> None:
         try:
-            getattr(self._proxy, method)(*arguments)
+            self._call(method, *arguments)
         except (OSError, HTTPException) as error:
             raise LocalError(f"supervisord does not answer: {error}") from error
         except Fault as fault:
             if not fault.faultString.startswith(("ALREADY_STARTED", "NOT_RUNNING")):
                 raise LocalError(f"supervisord refused {method} {arguments}: {fault.faultString}") from fault
 
+    def _call(self, method: str, *arguments: object) -> Any:
+        with ServerProxy(f"http://{_USER}:{self._password}@{LOOPBACK}:{self._port}/RPC2") as proxy:
+            return getattr(proxy.supervisor, method)(*arguments)
+
     def _text(self, programs: list[Program]) -> str:
         head = _HEAD.format(
-            logs=_escaped(self._logs),
-            run=_escaped(self._run),
             log_bytes=self._log_bytes,
             user="user=root\n" if os.geteuid() == 0 else "",
             host=LOOPBACK,
@@ -180,7 +183,6 @@ class Supervisor:
             autostart="true" if program.group == SERVERS else "false",
             stop_signal=program.command.stop_signal.name.removeprefix("SIG"),
             stop_seconds=program.stop_seconds,
-            logs=_escaped(self._logs),
             log_bytes=self._log_bytes,
         )
 
@@ -190,11 +192,6 @@ def _group(name: str, programs: list[Program]) -> str:
     members = ",".join(program.name for program in programs if program.group == name)
     priority = {SERVERS: 100, SERVICES: 200}[name]
     return f"\n[group:{name}]\nprograms={members}\npriority={priority}\n" if members else ""
-
-
-def _escaped(path: Path) -> str:
-    """supervisord expands %(…)s in its configuration."""
-    return str(path).replace("%", "%%")
 
 
 def _quoted(word: str) -> str:

@@ -12,7 +12,7 @@ DEFAULT = timedelta(seconds=15)
 _INTERVAL_SECONDS = 0.02
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: timedelta | float = DEFAULT) -> T:  # noqa: ASYNC109 - polls
+async def eventually(condition: Callable[[], T | Awaitable[T | None] | None], timeout: timedelta | float = DEFAULT) -> T:  # noqa: ASYNC109 - polls
     """Call `condition` (plain or async) until it returns something true and raises no AssertionError; give that back.
 
     After the time-out (seconds or timedelta) raises AssertionError with the last failure or the last value.
@@ -27,17 +27,17 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: timedel
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
-def eventually_blocking(condition: Callable[[], T], timeout: timedelta | float = DEFAULT) -> T:
+def eventually_blocking(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T:
     """`eventually` for tests without an event loop. Blocks."""
     return asyncio.run(eventually(condition, timeout))
 
 
-async def _attempt(condition: Callable[[], T | Awaitable[T]]) -> tuple[T, AssertionError | None]:
+async def _attempt(condition: Callable[[], T | Awaitable[T | None] | None]) -> tuple[T | None, AssertionError | None]:
     try:
         value = condition()
         return (await value if inspect.isawaitable(value) else value), None
     except AssertionError as failure:
-        return False, failure  # type: ignore[return-value]
+        return None, failure
 
 
 def _seconds(timeout: timedelta | float) -> float:
