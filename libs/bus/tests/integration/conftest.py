@@ -132,8 +132,20 @@ class ProbeProcess:
 
 
 @pytest.fixture
-async def process(ground: Any, tmp_path: Path) -> AsyncIterator[ProbeProcess]:
-    """The probe as a process; killed at the end of the test."""
-    made = ProbeProcess(ground.environment(), tmp_path / "probe.log")
-    yield made
-    await made.stop()
+async def new_process(ground: Any, tmp_path: Path) -> AsyncIterator[Callable[[str], ProbeProcess]]:
+    """Makes probes as processes; killed at the end of the test."""
+    made: list[ProbeProcess] = []
+
+    def make(name: str) -> ProbeProcess:
+        made.append(ProbeProcess(ground.environment(), tmp_path / f"{name}.log"))
+        return made[-1]
+
+    yield make
+    for process in made:
+        await process.stop()
+
+
+@pytest.fixture
+def process(new_process: Callable[[str], ProbeProcess]) -> ProbeProcess:
+    """The probe as a process of its own."""
+    return new_process("probe")

@@ -2,10 +2,15 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import text
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from tessera.bus import Bus, Emitter, Received, Transaction
 from tessera.bus.service import Runtime, run_service
@@ -25,6 +30,9 @@ from tessera.contracts.events import (
     RecallRequested,
     RelationPublished,
 )
+from tessera.telemetry import get_logger
+
+_log = get_logger("probe")
 
 _INSERT = text("INSERT INTO effect (tenant_id, event_id, content) VALUES (:tenant_id, :event_id, :content)")
 
@@ -106,9 +114,46 @@ def register(bus: Bus, apply_message: Any = apply, answer_recall: Any = answer) 
     chat.replying(GenerationTokenized)(tokenized)
 
 
+async def stream(request: Request) -> StreamingResponse:
+    """A stream that ends by itself after `seconds`."""
+
+    async def pieces() -> AsyncIterator[str]:
+        for number in range(int(request.path_params["seconds"]) * 10):
+            yield f"{number}\n"
+            await asyncio.sleep(0.1)
+
+    return StreamingResponse(pieces())
+
+
+class Worker:
+    """Fails at first; then works until told to stop."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        self.starts += 1
+        if self.starts == 1:
+            raise ConnectionError("the first start fails")
+        _log.info("worker runs")
+        await stopping.wait()
+        _log.info("worker ends in peace")
+
+
+async def close() -> None:
+    """Says that it was called."""
+    _log.info("closed")
+
+
 async def build(runtime: Runtime[ProbeSettings]) -> None:
-    """Registers and leaves."""
+    """Registers everything; an HTTP server where a port is given."""
     register(runtime.bus)
+    runtime.add_worker("probe", Worker().run)
+    runtime.on_close(close)
+    runtime.on_reload(lambda settings: _log.info("reloaded", admin_host=settings.admin_host))
+    if "PROBE_HTTP_PORT" in os.environ:
+        app = Starlette(routes=[Route("/stream/{seconds:int}", stream)])
+        runtime.add_http_server(app, "127.0.0.1", int(os.environ["PROBE_HTTP_PORT"]))
 
 
 if __name__ == "__main__":
