@@ -1,0 +1,256 @@
+"""The `tessera` command.
+
+Exit codes: 0 done, 1 the server refused, 2 wrong usage or a missing setting, 3 no answer.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NoReturn, TextIO, TypeVar
+
+import click
+
+from tessera.client.errors import AnswerError, UnreachableError
+from tessera.client.sdk import Tessera
+
+EXIT_REFUSED: Final = 1
+EXIT_UNREACHABLE: Final = 3
+_BATCH: Final = 500
+_BAD: Final = ("refused", "failed")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all commands share."""
+
+    url: str | None
+    api_key: str | None
+    as_json: bool
+
+    def client(self) -> Tessera:
+        """Raises UsageError where the address or the key is missing."""
+        missing = [name for name, value in (("TESSERA_URL", self.url), ("TESSERA_API_KEY", self.api_key)) if not value]
+        if missing:
+            raise click.UsageError(f'{" and ".join(missing)} not set. With `make run`: eval "$(make -s env)"')
+        return Tessera(str(self.url), str(self.api_key))
+
+    def call(self, act: Callable[[Tessera], T]) -> T:
+        """The result of `act`; ends the process with one clear line where it fails."""
+        try:
+            with self.client() as client:
+                return act(client)
+        except AnswerError as error:
+            self._fail(EXIT_REFUSED, str(error), error.code)
+        except UnreachableError as error:
+            self._fail(EXIT_UNREACHABLE, error.message, error.code)
+
+    def show(self, answer: Any, lines: Iterable[str]) -> None:
+        """The answer as JSON, or its lines for a person."""
+        for line in [json.dumps(answer, indent=2, ensure_ascii=False)] if self.as_json else lines:
+            click.echo(line)
+
+    def _fail(self, exit_code: int, message: str, code: str) -> NoReturn:
+        click.echo(json.dumps({"error": {"message": message, "code": code}}) if self.as_json else f"tessera: {message}", err=True)
+        sys.exit(exit_code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", envvar="TESSERA_URL", help="Address of the gateway [env: TESSERA_URL].")
+@click.option(
+    "--api-key", envvar="TESSERA_API_KEY", help="API key [env: TESSERA_API_KEY]; prefer the variable, arguments are visible to others."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.version_option(package_name="tessera-client")
+@click.pass_context
+def main(context: click.Context, url: str | None, api_key: str | None, as_json: bool) -> None:
+    """Talk to a Tessera gateway.
+
+    Exit codes: 0 done, 1 the server refused, 2 wrong usage or a missing setting, 3 no answer.
+    """
+    context.obj = Context(url, api_key, as_json)
+
+
+@main.group()
+def tenant() -> None:
+    """Owners of data. Needs a key with the scope admin."""
+
+
+@tenant.command("create")
+@click.argument("tenant_id")
+@click.option("--name", help="A name for people.")
+@click.pass_obj
+def create_tenant(context: Context, tenant_id: str, name: str | None) -> None:
+    """Make a tenant: its topics, its row, and the event that tells the other services."""
+    made = context.call(lambda client: client.create_tenant(tenant_id, name))
+    context.show(made, [f"{made['id']}: {made['status']}"])
+
+
+@tenant.command("list")
+@click.pass_obj
+def list_tenants(context: Context) -> None:
+    """All tenants."""
+    found = context.call(lambda client: client.tenants())
+    context.show({"data": found}, [f"{entry['id']:<32} {entry['status']:<10} {entry['name']}" for entry in found])
+
+
+@main.group()
+def key() -> None:
+    """API keys. Needs a key with the scope admin."""
+
+
+@key.command("create")
+@click.option("--tenant", "tenant_id", help="Whose key; your own tenant's where absent.")
+@click.option("--name", help="What it is for.")
+@click.option("--scope", "scopes", multiple=True, help="May be repeated; everything but admin where absent.")
+@click.option("--days", type=click.IntRange(min=1), help="Days until it expires; never where absent.")
+@click.pass_obj
+def create_key(context: Context, tenant_id: str | None, name: str | None, scopes: tuple[str, ...], days: int | None) -> None:
+    """Make a key and print it. It is shown this once."""
+    expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    made = context.call(lambda client: client.create_key(tenant_id, name=name, scopes=scopes, expires_at=expires_at))
+    context.show(made, [made["key"]])
+
+
+@key.command("list")
+@click.option("--tenant", "tenant_id", help="Whose keys; your own tenant's where absent.")
+@click.pass_obj
+def list_keys(context: Context, tenant_id: str | None) -> None:
+    """A tenant's keys, revoked ones included."""
+    found = context.call(lambda client: client.keys(tenant_id))
+    context.show({"data": found}, [f"{entry['id']} {entry['status']:<8} {entry['name']} [{' '.join(entry['scopes'])}]" for entry in found])
+
+
+@key.command("revoke")
+@click.argument("key_id")
+@click.pass_obj
+def revoke_key(context: Context, key_id: str) -> None:
+    """Make a key open nothing any more: everywhere within five seconds."""
+    context.call(lambda client: client.revoke_key(key_id))
+    context.show({"id": key_id, "status": "revoked"}, [f"{key_id}: revoked"])
+
+
+@main.command()
+@click.argument("query")
+@click.option("--limit", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--conversation", "conversation_id", help="Only memories of this conversation.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(["message", "chunk", "entity", "relation"]))
+@click.pass_obj
+def search(context: Context, query: str, limit: int, conversation_id: str | None, kinds: tuple[str, ...]) -> None:
+    """Search memory and see why each result ranks where it does."""
+    given = {"conversation_id": conversation_id, "kinds": list(kinds) or None}
+    recall_filter = {name: value for name, value in given.items() if value is not None}
+    found = context.call(lambda client: client.search(query, limit=limit, **recall_filter))
+    context.show(found, [line for memory in found["data"] for line in _memory_lines(memory)] or ["nothing found"])
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option(
+    "--conversation", "conversation_id", default="command-line", show_default=True, help="For TEXT: the conversation it belongs to."
+)
+@click.option("--role", type=click.Choice(["system", "user", "assistant", "tool"]), default="user", show_default=True)
+@click.option("--file", "lines", type=click.File(encoding="utf-8"), help="Items as JSON lines, - for standard input, instead of TEXT.")
+@click.option("--wait", is_flag=True, help="Wait until it is searchable.")
+@click.pass_obj
+def ingest(context: Context, *, text: str | None, conversation_id: str, role: str, lines: TextIO | None, wait: bool) -> None:
+    """Remember TEXT as a message, or every item of a file."""
+    if (text is None) == (lines is None):
+        raise click.UsageError("Give TEXT or --file, not both.")
+    if lines is not None:
+        items = _items(lines)
+        results = [
+            result for start in range(0, len(items), _BATCH) for result in _ingest_batch(context, items[start : start + _BATCH], start)
+        ]
+    else:
+        item = {"type": "message", "conversation_id": conversation_id, "role": role, "content": text}
+        results = [context.call(lambda client: client.ingest(item))]
+    _finish_ingestion(context, results, wait)
+
+
+@main.command()
+@click.pass_obj
+def status(context: Context) -> None:
+    """Each service with its dependencies and lag."""
+    found = context.call(lambda client: client.status())
+    context.show(found, [f"system: {found['status']}", *(line for service in found["services"] for line in _service_lines(service))])
+
+
+@main.command()
+@click.pass_obj
+def models(context: Context) -> None:
+    """Models on offer, and what each is."""
+    found = context.call(lambda client: client.models())
+    context.show(
+        {"data": found}, [f"{model['id']:<32} {model['tessera']['capability']:<10} {model['tessera']['description']}" for model in found]
+    )
+
+
+@main.command()
+@click.argument("request_id")
+@click.pass_obj
+def trace(context: Context, request_id: str) -> None:
+    """Say how to see the way of a request (its x-request-id) through the services."""
+    command = f"make trace ID={request_id}"
+    lines = [
+        f"On the machine that runs Tessera: {command}",
+        "Where traces go by OTLP: search your trace store for tessera.request_id = " + request_id,
+    ]
+    context.show({"request_id": request_id, "command": command}, lines)
+
+
+def _items(lines: TextIO) -> list[Mapping[str, Any]]:
+    items = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                items.append(json.loads(line))
+            except ValueError as error:
+                raise click.UsageError(f"line {number} is not JSON: {error}") from error
+    return items
+
+
+def _ingest_batch(context: Context, items: list[Mapping[str, Any]], start: int) -> list[dict[str, Any]]:
+    answer = context.call(lambda client: client.ingest_batch(items))
+    return [{**result, "index": start + result["index"]} for result in answer["data"]]
+
+
+def _finish_ingestion(context: Context, results: list[dict[str, Any]], wait: bool) -> None:
+    if wait:
+        results = [_settled(context, result) for result in results]
+    context.show({"data": results}, [_result_line(result) for result in results])
+    if any(result["status"] in _BAD for result in results):
+        sys.exit(EXIT_REFUSED)
+
+
+def _settled(context: Context, result: dict[str, Any]) -> dict[str, Any]:
+    if result["status"] in _BAD:
+        return result
+    state = context.call(lambda client: client.wait_until_searchable(result["event_id"]))
+    return {**result, "status": state["status"], "reason": state["reason"]}
+
+
+def _result_line(result: dict[str, Any]) -> str:
+    problem = result.get("error") or result.get("reason")
+    where = f"item {result['index']}: " if "index" in result else ""
+    told = f" {problem['code']}: {problem['message']}" if problem else ""
+    event_id = f" {result['event_id']}" if result.get("event_id") else ""
+    return f"{where}{result['status']}{event_id}{told}"
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    scores = memory["scores"]
+    parts = ", ".join(f"{part} {scores[part]:.3f}" for part in ("vector", "lexical", "importance", "recency"))
+    return [f"{scores['total']:.3f}  {memory['text']}", f"       {memory['kind']} {memory['id']}: {parts}"]
+
+
+def _service_lines(service: dict[str, Any]) -> list[str]:
+    lines = [f"{service['service']:<10} {service['status']:<10} lag {service['lag']}"]
+    for replica in service["replicas"]:
+        down = [dependency["name"] for dependency in replica["dependencies"] if not dependency["healthy"]]
+        told = f"; down: {', '.join(down)}" if down else ""
+        lines.append(f"  {replica['instance']}: {replica['status']}{told}")
+    return lines

@@ -1,0 +1,171 @@
+"""A thin, synchronous client of the REST API. Answers are the JSON objects of the API document, as dictionaries."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from tessera.client.errors import AnswerError, UnreachableError
+from tessera.contracts.ids import uuid7
+
+Json = dict[str, Any]
+
+_RETRIED: Final = (429, 503)
+_LONGEST_PAUSE: Final = 5.0
+_FINAL_STATES: Final = ("searchable", "refused")
+
+
+class Tessera:
+    """A connection to one gateway with one key. Blocks; not safe across threads; close it or use it in a `with` statement.
+
+    A request that was answered 429 or 503, or got no connection, is sent again: at most `attempts` times in all. One that was sent and got
+    no answer is repeated too, except the making of tenants and keys: everything else that writes carries an Idempotency-Key. Raises
+    AnswerError for a refusal and UnreachableError when no answer came.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout: timedelta = timedelta(seconds=30),
+        attempts: int = 3,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"authorization": f"Bearer {api_key}"},
+            timeout=timeout.total_seconds(),
+            transport=transport,
+        )
+        self._attempts = attempts
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    # --- memory ---
+    def ingest(self, item: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Publishes one message, document, entity or relation; the answer has its `event_id`."""
+        return self._post("/v1/memories", item, idempotency_key)
+
+    def ingest_batch(self, items: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> Json:
+        """Publishes up to 500 items; `data` has one result per item, in order."""
+        return self._post("/v1/memories/batch", {"items": list(items)}, idempotency_key)
+
+    def ingestion(self, event_id: str) -> Json:
+        """Where an ingested event stands."""
+        return self._request("GET", f"/v1/ingest/{event_id}")
+
+    def wait_until_searchable(self, event_id: str, *, patience: timedelta = timedelta(seconds=30)) -> Json:
+        """Asks until the event is searchable or refused, and returns its state. Raises UnreachableError when patience ends."""
+        until = time.monotonic() + patience.total_seconds()
+        while (state := self.ingestion(event_id))["status"] not in _FINAL_STATES:
+            if time.monotonic() > until:
+                raise UnreachableError(f"{event_id} is still {state['status']} after {patience.total_seconds():g} s")
+            self._sleep(0.2)
+        return state
+
+    def search(self, query: str, *, limit: int = 10, **recall_filter: Any) -> Json:
+        """The best memories, best first. Filters: conversation_id, document_id, kinds."""
+        return self._post("/v1/memories/search", {"query": query, "limit": limit, "filter": recall_filter}, None)
+
+    # --- administration ---
+    def create_tenant(self, tenant_id: str, name: str | None = None) -> Json:
+        """Makes a tenant. Needs a key with the scope admin."""
+        return self._request("POST", "/v1/tenants", repeatable=False, json=_given(id=tenant_id, name=name))
+
+    def tenants(self) -> list[Json]:
+        """All tenants."""
+        return self._all("/v1/tenants", {})
+
+    def create_key(
+        self,
+        tenant_id: str | None = None,
+        *,
+        name: str | None = None,
+        scopes: Sequence[str] = (),
+        expires_at: str | None = None,
+    ) -> Json:
+        """Makes a key; `key` in the answer is its text, shown this once."""
+        body = _given(tenant_id=tenant_id, name=name, scopes=list(scopes) or None, expires_at=expires_at)
+        return self._request("POST", "/v1/keys", repeatable=False, json=body)
+
+    def keys(self, tenant_id: str | None = None) -> list[Json]:
+        """All keys of a tenant; of one's own where none is named."""
+        return self._all("/v1/keys", _given(tenant_id=tenant_id))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Makes a key open nothing any more."""
+        self._request("DELETE", f"/v1/keys/{key_id}")
+
+    def models(self) -> list[Json]:
+        """Models on offer."""
+        found: list[Json] = self._request("GET", "/v1/models")["data"]
+        return found
+
+    def status(self) -> Json:
+        """The whole system."""
+        return self._request("GET", "/v1/status")
+
+    # --- transport ---
+    def _post(self, path: str, body: Any, idempotency_key: str | None) -> Json:
+        return self._request("POST", path, json=body, headers={"idempotency-key": idempotency_key or str(uuid7())})
+
+    def _all(self, path: str, query: Json) -> list[Json]:
+        found: list[Json] = []
+        after: str | None = None
+        while True:
+            page = self._request("GET", path, params={**query, "limit": 200, **_given(after=after)})
+            found += page["data"]
+            after = page["next_cursor"]
+            if after is None:
+                return found
+
+    def _request(self, method: str, path: str, *, repeatable: bool = True, **options: Any) -> Json:
+        for attempt in range(1, self._attempts + 1):
+            last = attempt == self._attempts
+            try:
+                answer = self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                if last or not (repeatable or isinstance(error, httpx.ConnectError)):
+                    raise UnreachableError(f"{self._http.base_url} does not answer: {error}") from error
+                self._sleep(0.2 * attempt)
+                continue
+            if last or answer.status_code not in _RETRIED:
+                return _json_of(answer)
+            self._sleep(_pause(answer, attempt))
+        raise ValueError("attempts must be at least 1")
+
+
+def _given(**values: Any) -> Json:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _pause(answer: httpx.Response, attempt: int) -> float:
+    told = answer.headers.get("retry-after", "")
+    return min(float(told) if told.isdigit() else 0.2 * attempt, _LONGEST_PAUSE)
+
+
+def _json_of(answer: httpx.Response) -> Json:
+    if answer.is_success:
+        decoded: Json = answer.json() if answer.content else {}
+        return decoded
+    request_id = answer.headers.get("x-request-id")
+    try:
+        error = answer.json()["error"]
+        raise AnswerError(answer.status_code, error["code"], error["message"], param=error["param"], request_id=request_id)
+    except (ValueError, KeyError, TypeError) as unreadable:
+        text = answer.text[:200] or answer.reason_phrase
+        raise AnswerError(answer.status_code, "not_tessera", f"this is no answer of Tessera: {text}", request_id=request_id) from unreadable

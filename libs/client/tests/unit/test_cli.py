@@ -1,0 +1,168 @@
+"""The `tessera` command: what it prints, and its exit codes."""
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tessera.client import AnswerError, UnreachableError, cli
+
+pytestmark = pytest.mark.unit
+
+MEMORY = {
+    "id": "m-1",
+    "kind": "message",
+    "text": "under the stone",
+    "scores": {"total": 0.9, "vector": 0.5, "lexical": 0.3, "importance": 0.1, "recency": 0.0},
+}
+STATUS = {
+    "status": "degraded",
+    "services": [
+        {
+            "service": "memory",
+            "status": "degraded",
+            "lag": 3,
+            "replicas": [{"instance": "m-1", "status": "degraded", "dependencies": [{"name": "embedder", "healthy": False}]}],
+        }
+    ],
+}
+
+
+class Gateway:
+    """Plays the SDK: answers by the name of the method."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __enter__(self) -> "Gateway":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append((name, arguments, options))
+            answer = self.answers[name]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def invoke(gateway: Gateway, *arguments: str, text: str | None = None) -> Result:
+        monkeypatch.setattr(cli.Context, "client", lambda _: gateway)
+        return CliRunner().invoke(cli.main, list(arguments), input=text)
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answers", "call", "printed"),
+    [
+        (
+            ["tenant", "create", "acme"],
+            {"create_tenant": {"id": "acme", "status": "active"}},
+            ("create_tenant", ("acme", None), {}),
+            "acme: active",
+        ),
+        (["tenant", "list"], {"tenants": [{"id": "a", "status": "active", "name": "A"}]}, ("tenants", (), {}), "active     A"),
+        (
+            ["key", "create", "--tenant", "acme", "--name", "n", "--scope", "inference"],
+            {"create_key": {"key": "tsr_x", "id": "i"}},
+            ("create_key", ("acme",), {"name": "n", "scopes": ("inference",), "expires_at": None}),
+            "tsr_x",
+        ),
+        (
+            ["key", "list"],
+            {"keys": [{"id": "i", "status": "active", "name": "n", "scopes": ["s"]}]},
+            ("keys", (None,), {}),
+            "i active   n [s]",
+        ),
+        (["key", "revoke", "i"], {"revoke_key": None}, ("revoke_key", ("i",), {}), "i: revoked"),
+        (
+            ["search", "stone", "--kind", "message", "--limit", "2"],
+            {"search": {"data": [MEMORY]}},
+            ("search", ("stone",), {"limit": 2, "kinds": ["message"]}),
+            "vector 0.500, lexical 0.300",
+        ),
+        (["search", "stone"], {"search": {"data": []}}, ("search", ("stone",), {"limit": 5}), "nothing found"),
+        (["status"], {"status": STATUS}, ("status", (), {}), "m-1: degraded; down: embedder"),
+        (
+            ["models"],
+            {"models": [{"id": "m", "tessera": {"capability": "chat", "description": "d"}}]},
+            ("models", (), {}),
+            "chat       d",
+        ),
+    ],
+)
+def test_commands(run: Any, arguments: list[str], answers: dict[str, Any], call: Any, printed: str) -> None:
+    gateway = Gateway(**answers)
+    told = run(gateway, *arguments)
+    assert (told.exit_code, gateway.calls) == (0, [call])
+    assert printed in told.output
+    json.loads(run(Gateway(**answers), "--json", *arguments).output)
+
+
+def test_a_key_may_expire(run: Any) -> None:
+    gateway = Gateway(create_key={"key": "k"})
+    run(gateway, "key", "create", "--days", "1")
+    assert gateway.calls[0][2]["expires_at"].endswith("+00:00")
+
+
+def test_a_text_is_ingested_and_waited_for(run: Any) -> None:
+    gateway = Gateway(ingest={"event_id": "e", "status": "accepted"}, wait_until_searchable={"status": "searchable", "reason": None})
+    told = run(gateway, "ingest", "hello", "--conversation", "c", "--wait")
+    assert (told.exit_code, told.output) == (0, "searchable e\n")
+    assert gateway.calls[0][1] == ({"type": "message", "conversation_id": "c", "role": "user", "content": "hello"},)
+
+
+def test_a_file_is_ingested_and_what_was_refused_is_named(run: Any) -> None:
+    problem = {"code": "unknown_parameter", "message": "Unknown parameter."}
+    data = [{"index": 0, "status": "accepted", "event_id": "e"}, {"index": 1, "status": "refused", "event_id": None, "error": problem}]
+    told = run(Gateway(ingest_batch={"data": data}), "ingest", "--file", "-", text='{"type": "entity"}\n\n{"type": "x"}\n')
+    assert told.exit_code == cli.EXIT_REFUSED
+    assert told.output == "item 0: accepted e\nitem 1: refused unknown_parameter: Unknown parameter.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "complaint"),
+    [
+        (["ingest"], None, "TEXT or --file"),
+        (["ingest", "x", "--file", "-"], "", "TEXT or --file"),
+        (["ingest", "--file", "-"], "{", "line 1 is not JSON"),
+    ],
+)
+def test_wrong_usage(run: Any, arguments: list[str], text: str | None, complaint: str) -> None:
+    told = run(Gateway(), *arguments, text=text)
+    assert told.exit_code == 2
+    assert complaint in told.output
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code"),
+    [
+        (AnswerError(403, "missing_scope", "No."), cli.EXIT_REFUSED, "missing_scope"),
+        (UnreachableError("Gone."), cli.EXIT_UNREACHABLE, "unreachable"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(run: Any, error: Exception, exit_code: int, code: str) -> None:
+    plain, as_json = run(Gateway(status=error), "status"), run(Gateway(status=error), "--json", "status")
+    assert plain.exit_code == as_json.exit_code == exit_code
+    assert plain.output.startswith("tessera: ")
+    assert json.loads(as_json.output)["error"]["code"] == code
+
+
+def test_a_missing_setting_is_named() -> None:
+    told = CliRunner(env={"TESSERA_URL": "", "TESSERA_API_KEY": ""}).invoke(cli.main, ["status"])
+    assert told.exit_code == 2
+    assert "TESSERA_URL and TESSERA_API_KEY not set" in told.output
+
+
+def test_where_to_see_a_trace() -> None:
+    assert "make trace ID=req_1" in CliRunner().invoke(cli.main, ["trace", "req_1"]).output
