@@ -173,6 +173,14 @@ async def test_the_ngram_engine_continues_what_it_learned(platform: Any, new_job
     assert (await completion("The", seed=5, temperature=1.5))["text"] == (await completion("The", seed=5, temperature=1.5))["text"]
 
 
+async def test_metrics_name_the_provider_and_the_outcome(platform: Any, service: ServiceProcess, new_job: NewJobs) -> None:
+    await platform.end_of(await platform.ask(new_job("local/quote")))
+    metrics = (await asyncio.to_thread(service.get_admin, "/metrics"))[1]
+    assert 'tessera_generations_ended_total{outcome="completed",provider="local/quote"}' in metrics
+    assert 'tessera_generation_first_chunk_seconds_count{provider="local/quote"}' in metrics
+    assert "acme" not in metrics
+
+
 async def test_every_model_is_declared(platform: Any) -> None:
     seen = await platform.models.read(5)
     declared = {event.data["model"]["model_id"]: event.data for event in seen}

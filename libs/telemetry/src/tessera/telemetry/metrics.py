@@ -3,7 +3,7 @@
 No label may hold a tenant, a user or a text: labels are few and known. Times are in seconds, sizes in bytes.
 """
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 # --- every service
 SERVICE_INFO = Gauge("tessera_service_info", "Always 1; names the service and the replica that answers.", ["service", "instance"])
@@ -34,4 +34,24 @@ BUS_LAG = Gauge("tessera_bus_lag_events", "Events on the partition that are not 
 BUS_RELAYED = Counter("tessera_bus_relayed_events_total", "Rows of the outbox published and deleted.")
 BUS_STREAM_OVERFLOWS = Counter(
     "tessera_bus_stream_overflows_total", "Replies dropped because their reader was too slow; it can resume from the log."
+)
+
+# --- generator: jobs and providers -------------------------------------------------------------------------------------------------------
+GENERATIONS_RUNNING = Gauge("tessera_generations_running", "Generations that this replica runs now.", ["provider"])
+GENERATIONS_ENDED = Counter(
+    "tessera_generations_ended_total",
+    "Attempts that ended; `completed`, or the code of the problem or of the giving back.",
+    ["provider", "outcome"],
+)
+GENERATION_SECONDS = Histogram(
+    "tessera_generation_duration_seconds",
+    "From the lease of a job to its end in this attempt.",
+    ["provider"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+)
+GENERATION_FIRST_CHUNK_SECONDS = Histogram(
+    "tessera_generation_first_chunk_seconds",
+    "From the lease of a job to the acknowledgement of its first chunk.",
+    ["provider"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )

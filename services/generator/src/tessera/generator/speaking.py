@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
@@ -12,7 +13,8 @@ from tessera.bus import faults
 from tessera.generator.domain.endings import Replay
 from tessera.generator.domain.pieces import Coalescer, Delta, Piece
 from tessera.generator.domain.transcript import Chunk, Transcript
-from tessera.generator.ports import ChunkSink, Job, JobStore
+from tessera.generator.ports import ChunkSink, Engine, Job, JobStore
+from tessera.telemetry import metrics
 
 CHUNK_RECORDED_BEFORE_SENT: Final = "generator_chunk_recorded_before_sent"
 CHUNK_SENT: Final = "generator_chunk_sent"
@@ -27,12 +29,13 @@ class Speaker:
     only the first chunk of any other, because all that matters is that a reader may have seen text.
     """
 
-    def __init__(self, job: Job, deterministic: bool, store: JobStore, sink: ChunkSink, coalesce: timedelta) -> None:
+    def __init__(self, job: Job, engine: Engine, store: JobStore, sink: ChunkSink, coalesce: timedelta) -> None:
         self._job = job
-        self._deterministic = deterministic
+        self._engine = engine
         self._store = store
         self._sink = sink
         self._coalescer = Coalescer(coalesce.total_seconds())
+        self._began = time.monotonic()
         self.progress = job.progress
 
     async def say(self, pieces: AsyncGenerator[Piece, None], transcript: Transcript) -> None:
@@ -49,11 +52,13 @@ class Speaker:
 
     async def _send(self, chunk: Chunk) -> None:
         after = self.progress.after(chunk)
-        if self._deterministic or not self.progress.started:
+        if self._engine.deterministic or not self.progress.started:
             await self._store.record(self._job, after)
         faults.reach(CHUNK_RECORDED_BEFORE_SENT)
         self.progress = after
         await self._sink.send(self._job, chunk)
+        if chunk.index == 0:
+            metrics.GENERATION_FIRST_CHUNK_SECONDS.labels(provider=self._engine.name).observe(time.monotonic() - self._began)
         faults.reach(CHUNK_SENT)
 
 

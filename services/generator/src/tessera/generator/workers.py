@@ -25,7 +25,7 @@ from tessera.generator.domain.transcript import Transcript
 from tessera.generator.ports import ChunkSink, EndedJob, Engine, Job, JobStore, TokenCounter
 from tessera.generator.speaking import Speaker
 from tessera.resilience import CircuitOpenError, RetryPolicy, deadline, retrying
-from tessera.telemetry import bound, continued, get_logger, span
+from tessera.telemetry import bound, continued, get_logger, metrics, span
 
 _log = get_logger(__name__)
 
@@ -37,6 +37,10 @@ _FINISHING: Final = RetryPolicy(attempts=5, initial=timedelta(milliseconds=200),
 
 def _passing(error: BaseException) -> bool:
     return isinstance(error, RetryableError | CircuitOpenError) and not isinstance(error, LeaseLostError)
+
+
+def _count(engine: Engine, outcome: str) -> None:
+    metrics.GENERATIONS_ENDED.labels(provider=engine.name, outcome=outcome).inc()
 
 
 class Signals:
@@ -102,22 +106,27 @@ class JobRunner:
             bound(request_id=job.origin.request_id, tenant_id=job.tenant_id),
             continued(job.origin.traceparent),
             span("generation.run", generation_id=job.generation_id, provider=engine.name, attempt=job.attempt),
+            metrics.GENERATIONS_RUNNING.labels(provider=engine.name).track_inprogress(),
+            metrics.GENERATION_SECONDS.labels(provider=engine.name).time(),
         ):
             try:
                 await self._attempt(job, engine)
             except CircuitOpenError as error:
+                _count(engine, "postponed")
                 await self._give_back(job, error.retry_after)
-            except LeaseLostError:
+            except LeaseLostError as error:
+                _count(engine, error.code)
                 _log.warning("generation_lease_lost", generation_id=job.generation_id, attempt=job.attempt)
             except RetryableError as error:
                 # Nothing could be said about the job: its lease lapses, and whoever can use the store takes it over.
+                _count(engine, error.code)
                 _log.warning("generation_left_to_lapse", generation_id=job.generation_id, error=error.message)
             except asyncio.CancelledError:
                 await asyncio.shield(self._give_back(job, timedelta(0)))
                 raise
 
     async def _attempt(self, job: Job, engine: Engine) -> None:
-        speaker = Speaker(job, engine.deterministic, self._store, self._sink, self._policy.coalesce)
+        speaker = Speaker(job, engine, self._store, self._sink, self._policy.coalesce)
         transcript = Transcript(job.ready.request.parameters.stop)
         event: GenerationCompleted | GenerationFailed
         try:
@@ -128,7 +137,9 @@ class JobRunner:
         except Exception as error:  # noqa: BLE001
             event = await self._failure(job, speaker, transcript, error)
         await retrying(_FINISHING, _passing)(self._store.finish, job, event)
-        _log.info("generation_ended", generation_id=job.generation_id, attempt=job.attempt, outcome=type(event).__name__)
+        outcome = "completed" if isinstance(event, GenerationCompleted) else event.problem.code
+        _count(engine, outcome)
+        _log.info("generation_ended", generation_id=job.generation_id, attempt=job.attempt, outcome=outcome)
 
     async def _generate(self, job: Job, engine: Engine, speaker: Speaker, transcript: Transcript) -> GenerationCompleted:
         if job.progress.started and not engine.deterministic:
