@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -32,6 +32,6 @@ def tenant() -> str:
 
 
 @pytest.fixture(scope="session")
-def embedder() -> Iterator[MiniLmEmbedder]:
+def embedder() -> MiniLmEmbedder:
     """The real model; its thread ends with the process."""
-    yield MiniLmEmbedder()
+    return MiniLmEmbedder()

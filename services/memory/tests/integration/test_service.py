@@ -149,7 +149,7 @@ async def test_from_ingestion_to_recall_per_tenant(kafka: Conversation, tenant: 
     foreign = await kafka.recall("Where did Maria put the key for the door?", other)
 
     assert report.memory_ids == (recorded.data["memory_id"],)
-    assert [memory.origin_id for memory in found.memories][0] == told
+    assert found.memories[0].origin_id == told
     assert found.degraded == ()
     scores = found.memories[0].scores
     assert scores.total == pytest.approx(scores.vector + scores.lexical + scores.importance + scores.recency)
@@ -286,7 +286,7 @@ async def test_killed_with_an_event_in_hand_it_loses_and_doubles_nothing(kafka: 
     service.override(TESSERA_MEMORY__CRASH_POINT="consumed_before_commit")
     event_id = await kafka.tell("ingest", message("The event in hand."), tenant)
     service.start()
-    assert await eventually(lambda: service.exit_code, timeout=30) == -signal.SIGKILL
+    assert await eventually(lambda: service.exit_code, timeout=90) == -signal.SIGKILL
     service.override(TESSERA_MEMORY__CRASH_POINT="")
     service.start()
     service.wait_ready()
@@ -298,7 +298,7 @@ async def test_killed_with_an_event_in_hand_it_loses_and_doubles_nothing(kafka: 
     assert sorted(event.data["text"] for event in recorded) == ["Before.", "The event in hand."]
     assert "tessera_bus_redelivered" in service.get_admin("/metrics")[1]
 
-    assert await eventually(lambda: service.exit_code, timeout=30) == -signal.SIGKILL
+    assert await eventually(lambda: service.exit_code, timeout=90) == -signal.SIGKILL
 
 
 def test_health_names_every_dependency(service: ServiceProcess) -> None:

@@ -20,6 +20,8 @@ RELEVANCE: Final = 0.95
 """Share of the four views; halved between vector and lexical, all lexical where no vectors could be compared."""
 IMPORTANCE: Final = 0.03
 RECENCY: Final = 0.02
+ALONE: Final = 0.55
+"""Share of the memory by itself within vector and lexical; the rest is its context's, which its neighbours share with it."""
 HALF_LIFE: Final = timedelta(days=30)
 """After this time the recency term is half of what it was."""
 
@@ -111,13 +113,17 @@ def recency(occurred_at: datetime, now: datetime) -> float:
 def _vector(candidate: Candidate[K], extent: Extent) -> float:
     if candidate.vector is None:
         return 0.0
-    return (extent.vector_alone.scaled(candidate.vector.alone) + extent.vector_context.scaled(candidate.vector.context)) / 2
+    return _blended(extent.vector_alone.scaled(candidate.vector.alone), extent.vector_context.scaled(candidate.vector.context))
 
 
 def _lexical(candidate: Candidate[K], extent: Extent) -> float:
     if candidate.lexical is None:
         return 0.0
-    return (extent.lexical_alone.scaled(candidate.lexical.alone) + extent.lexical_context.scaled(candidate.lexical.context)) / 2
+    return _blended(extent.lexical_alone.scaled(candidate.lexical.alone), extent.lexical_context.scaled(candidate.lexical.context))
+
+
+def _blended(alone: float, context: float) -> float:
+    return ALONE * alone + (1 - ALONE) * context
 
 
 def _scores(candidate: Candidate[K], parts: _Parts, now: datetime) -> RecallScores:
