@@ -9,6 +9,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# `ready` and `origin` are JSON as text: jsonb would refuse an escaped U+0000 in a message's parts, and nothing queries inside them.
 _JOB = """
 CREATE TABLE generation_job (
     tenant_id text NOT NULL,
@@ -16,8 +17,8 @@ CREATE TABLE generation_job (
     subject_id text,
     provider text,
     state text NOT NULL CHECK (state IN ('ready', 'running', 'completed', 'failed', 'cancelled')),
-    ready jsonb,
-    origin jsonb,
+    ready text,
+    origin text,
     deadline timestamptz,
     attempt bigint NOT NULL DEFAULT 0,
     lapses integer NOT NULL DEFAULT 0,
@@ -79,7 +80,7 @@ _DECLARED_MODEL = """
 CREATE TABLE declared_model (
     tenant_id text NOT NULL,
     model_id text NOT NULL,
-    declaration jsonb NOT NULL,
+    declaration text NOT NULL,
     PRIMARY KEY (tenant_id, model_id)
 )
 """

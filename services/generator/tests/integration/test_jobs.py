@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from tessera.bus import Origin, Transaction
+from tessera.contracts import ChatMessage
 from tessera.generator.adapters.postgres_jobs import MAXIMUM_LAPSES, PostgresIntake, PostgresJobStore
 from tessera.generator.adapters.postgres_signals import JobListener
 from tessera.generator.domain.endings import CANCELLED, LeaseLostError, failed
@@ -83,6 +84,29 @@ async def test_a_job_survives_the_row_whole(store: PostgresJobStore, bus: Databa
     (job,) = await store.claim(provider, 5, LEASE)
     assert (job.ready, job.origin, job.deadline, job.attempt, job.progress) == (new.ready, new.origin, new.deadline, 1, Progress())
     assert await store.claim(provider, 5, LEASE) == []
+
+
+async def test_a_nul_in_the_parts_of_a_message_is_kept(
+    store: PostgresJobStore, bus: DatabaseTransactions, provider: str, new_job: NewJobs
+) -> None:
+    new = new_job(provider, messages=(ChatMessage(role="user", content=({"type": "text", "text": "a\x00b"},)),))
+    await add(bus, new)
+    (job,) = await store.claim(provider, 1, LEASE)
+    assert job.ready == new.ready
+
+
+async def test_an_unreadable_row_stops_nobody_else(
+    store: PostgresJobStore, database: Database, bus: DatabaseTransactions, provider: str, new_job: NewJobs
+) -> None:
+    unreadable, other = new_job(provider), new_job(provider)
+    await add(bus, unreadable, other)
+    async with database.transaction() as connection:
+        query = text("UPDATE generation_job SET ready = '{}' WHERE generation_id = :generation_id")
+        await connection.execute(query, {"generation_id": unreadable.ready.request.generation_id})
+    (job,) = await store.claim(provider, 5, LEASE)
+    assert job.ready == other.ready
+    assert (await row(database, unreadable)).state == "failed"
+    assert [sent.topic for sent in bus.rows] == ["reply"]
 
 
 async def test_many_workers_never_share_a_job(store: PostgresJobStore, bus: DatabaseTransactions, provider: str, new_job: NewJobs) -> None:

@@ -107,7 +107,7 @@ def test_usage_prefers_the_providers_own_figures(leased_job: LeaseJob) -> None:
 def test_usage_is_counted_only_where_the_encoding_is_the_models_own(leased_job: LeaseJob) -> None:
     assert usage_of(ready(leased_job), spoken(Piece("a")), 1) == Usage(prompt_tokens=7, completion_tokens=1, source="counted")
     assert usage_of(ready(leased_job, exact=False), spoken(Piece("a")), 1).source == "estimated"
-    assert usage_of(ready(leased_job, memories=[("m", "t")]), spoken(Piece("a")), 1).source == "estimated"
+    assert usage_of(ready(leased_job), spoken(Piece("a")), 1, 5) == Usage(prompt_tokens=12, completion_tokens=1, source="estimated")
     assert usage_of(ready(leased_job), spoken(Piece("a", {"tool_calls": []})), 1).source == "estimated"
 
 

@@ -15,6 +15,7 @@ from tessera.contracts import GenerationCompleted, GenerationFailed, Problem, Re
 from tessera.generator.domain.endings import EngineError, LeaseLostError
 from tessera.generator.domain.pieces import Piece
 from tessera.generator.domain.policies import WorkerPolicy
+from tessera.generator.domain.prompts import grounding
 from tessera.generator.domain.transcript import Chunk, Progress
 from tessera.generator.ports import EndedJob, Job, LeaseState
 from tessera.generator.workers import Closer, JobRunner, Lane, Signals
@@ -99,6 +100,7 @@ class Engine:
     name: str = "up"
     concurrency: int = 2
     deterministic: bool = False
+    shows_memories: bool = True
     suspended: timedelta = timedelta(0)
     running: int = 0
     most_running: int = 0
@@ -204,6 +206,12 @@ async def test_an_error_keeps_what_was_said_before(bench: Bench, leased_job: Lea
     end = await bench.run(Engine([Piece("half a"), Piece(" word"), EngineError(problem)]), leased_job("up"))
     assert "".join(chunk.text for chunk in bench.sink.chunks) == "half a word"
     assert (end.problem, end.usage.completion_tokens, end.last_index) == (problem, 3, bench.sink.chunks[-1].index)
+
+
+async def test_memories_before_the_prompt_are_counted_as_an_estimate(bench: Bench, leased_job: LeaseJob) -> None:
+    job = leased_job("up", memories=[("m1", "The key is here.")])
+    end = await bench.run(Engine([Piece("ok"), STOP]), job)
+    assert (end.usage.prompt_tokens, end.usage.source) == (7 + len(grounding(job.ready.memories).split()), "estimated")
 
 
 async def test_an_unforeseen_error_is_told_without_its_words(bench: Bench, leased_job: LeaseJob) -> None:

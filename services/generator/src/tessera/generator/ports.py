@@ -157,6 +157,10 @@ class Engine(Protocol):
         """The same job gives the same pieces again, so another worker may resume it."""
 
     @property
+    def shows_memories(self) -> bool:
+        """Recalled memories are put before the prompt, so that the model reads them as tokens."""
+
+    @property
     def suspended(self) -> timedelta:
         """How long its jobs had better wait (its breaker is open); zero when it can be used."""
 

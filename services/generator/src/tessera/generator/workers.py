@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from tessera.contracts import GenerationCompleted, GenerationFailed, Problem, RetryableError
+from tessera.contracts import GenerationCompleted, GenerationFailed, Problem, RetryableError, Usage
 from tessera.generator.domain.endings import (
     ABANDONED,
     CANCELLED,
@@ -21,6 +21,7 @@ from tessera.generator.domain.endings import (
     usage_of,
 )
 from tessera.generator.domain.policies import WorkerPolicy
+from tessera.generator.domain.prompts import grounding
 from tessera.generator.domain.transcript import Transcript
 from tessera.generator.ports import ChunkSink, EndedJob, Engine, Job, JobStore, TokenCounter
 from tessera.generator.speaking import Speaker
@@ -135,7 +136,7 @@ class JobRunner:
             raise
         # The border of a job: whatever went wrong inside, the asker is told that it did.
         except Exception as error:  # noqa: BLE001
-            event = await self._failure(job, speaker, transcript, error)
+            event = await self._failure(job, engine, speaker, transcript, error)
         await retrying(_FINISHING, _passing)(self._store.finish, job, event)
         outcome = "completed" if isinstance(event, GenerationCompleted) else event.problem.code
         _count(engine, outcome)
@@ -146,18 +147,21 @@ class JobRunner:
             raise GenerationInterruptedError("its worker was lost after the first chunk.")
         async with deadline(job.deadline):
             await speaker.say(engine.generate(job), transcript)
-            request = job.ready.request
-            usage = usage_of(job.ready, transcript, await self._counter.count(request.model.encoding, transcript.text))
+            usage = await self._usage(job, engine, transcript)
         return completed(job.ready, job.attempt, speaker.progress, transcript, usage)
 
-    async def _failure(self, job: Job, speaker: Speaker, transcript: Transcript, error: Exception) -> GenerationFailed:
+    async def _failure(self, job: Job, engine: Engine, speaker: Speaker, transcript: Transcript, error: Exception) -> GenerationFailed:
         problem = problem_of(error)
         log = _log.exception if problem.code == "internal_error" else _log.warning
         log("generation_failed", generation_id=job.generation_id, attempt=job.attempt, code=problem.code)
-        usage = None
-        if transcript.text:
-            usage = usage_of(job.ready, transcript, await self._counter.count(job.ready.request.model.encoding, transcript.text))
+        usage = await self._usage(job, engine, transcript) if transcript.text else None
         return failed(job.generation_id, job.attempt, speaker.progress, problem, usage)
+
+    async def _usage(self, job: Job, engine: Engine, transcript: Transcript) -> Usage:
+        encoding_name = job.ready.request.model.encoding
+        completion = await self._counter.count(encoding_name, transcript.text)
+        before = await self._counter.count(encoding_name, grounding(job.ready.memories)) if engine.shows_memories else 0
+        return usage_of(job.ready, transcript, completion, before)
 
     async def _held(self, job: Job, work: Coroutine[Any, Any, GenerationCompleted]) -> GenerationCompleted:
         """The result of the work, as long as the lease is held. Raises LeaseLostError or GenerationCancelledError, with the work ended."""

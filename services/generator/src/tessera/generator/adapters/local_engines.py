@@ -45,6 +45,11 @@ class LocalEngine:
         return True
 
     @property
+    def shows_memories(self) -> bool:
+        """Local engines read memories as they are, or not at all."""
+        return False
+
+    @property
     def suspended(self) -> timedelta:
         """Local engines are always there."""
         return timedelta(0)

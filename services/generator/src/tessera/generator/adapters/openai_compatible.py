@@ -85,6 +85,11 @@ class OpenAICompatibleProvider:
         return False
 
     @property
+    def shows_memories(self) -> bool:
+        """Memories travel as a message of their own."""
+        return True
+
+    @property
     def suspended(self) -> timedelta:
         """While the breaker is open its jobs stay where they are."""
         return self.breaker.retry_after

@@ -16,10 +16,10 @@ from tessera.telemetry import get_logger
 PLATFORM: Final = "platform"
 """The tenant of what belongs to no tenant."""
 
-_KNOWN = text("SELECT declaration #>> '{}' AS declaration FROM declared_model WHERE tenant_id = :tenant_id FOR UPDATE")
+_KNOWN = text("SELECT declaration FROM declared_model WHERE tenant_id = :tenant_id FOR UPDATE")
 _FORGET = text("DELETE FROM declared_model WHERE tenant_id = :tenant_id AND NOT model_id = ANY(CAST(:model_ids AS text[]))")
 _REMEMBER = text(
-    "INSERT INTO declared_model (tenant_id, model_id, declaration) VALUES (:tenant_id, :model_id, CAST(:declaration AS jsonb)) "
+    "INSERT INTO declared_model (tenant_id, model_id, declaration) VALUES (:tenant_id, :model_id, :declaration) "
     "ON CONFLICT (tenant_id, model_id) DO UPDATE SET declaration = excluded.declaration"
 )
 

@@ -13,22 +13,25 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol
 
-from sqlalchemy import Row, text
+from pydantic import ValidationError
+from sqlalchemy import Row, TextClause, text
 
 from tessera.bus import Origin, Transaction
 from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationReady
-from tessera.generator.domain.endings import CANCELLED, LeaseLostError
+from tessera.generator.domain.endings import CANCELLED, INTERNAL, LeaseLostError, failed
 from tessera.generator.domain.transcript import Progress
 from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob
 from tessera.storage import Database
+from tessera.telemetry import get_logger
 
+_log = get_logger(__name__)
 CHANNEL: Final = "tessera_generator_jobs"
 MAXIMUM_LAPSES: Final = 3
 """A job whose worker died this often is not tried again: it may be what kills them."""
 
 _ADD = text(
     "INSERT INTO generation_job (tenant_id, generation_id, subject_id, provider, state, ready, origin, deadline) "
-    "VALUES (:tenant_id, :generation_id, :subject_id, :provider, 'ready', CAST(:ready AS jsonb), CAST(:origin AS jsonb), :deadline) "
+    "VALUES (:tenant_id, :generation_id, :subject_id, :provider, 'ready', :ready, :origin, :deadline) "
     "ON CONFLICT (tenant_id, generation_id) DO NOTHING RETURNING true"
 )
 _STATE_OF = text("SELECT state FROM generation_job WHERE tenant_id = :tenant_id AND generation_id = :generation_id")
@@ -136,14 +139,12 @@ class PostgresJobStore:
     async def claim(self, provider: str, limit: int, lease: timedelta) -> Sequence[Job]:
         """FOR UPDATE SKIP LOCKED: two workers never take the same row. Tenants with fewer running jobs come first."""
         values = {"provider": provider, "limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
-        async with self._database.transaction() as connection:
-            return [_job(row) for row in await connection.execute(_CLAIM, values)]
+        return [_job(row) for row in await self._leased(_CLAIM, values)]
 
     async def claim_ended(self, limit: int, lease: timedelta) -> Sequence[EndedJob]:
         """As `claim`, for rows of any provider that will not run any more."""
         values = {"limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
-        async with self._database.transaction() as connection:
-            return [EndedJob(_job(row), _reason(row)) for row in await connection.execute(_CLAIM_ENDED, values)]
+        return [EndedJob(_job(row), _reason(row)) for row in await self._leased(_CLAIM_ENDED, values)]
 
     async def renew(self, job: Job, lease: timedelta) -> LeaseState:
         """One update that also tells about a cancellation."""
@@ -179,6 +180,31 @@ class PostgresJobStore:
         async with self._database.transaction() as connection:
             return (await connection.execute(_PURGE, {"age": finished_before})).rowcount
 
+    async def _leased(self, statement: TextClause, values: dict[str, Any]) -> list[Row[Any]]:
+        """The leased rows; one that a former version wrote and this one cannot read is ended, so that it stops nobody else."""
+        async with self._database.transaction() as connection:
+            rows = (await connection.execute(statement, values)).all()
+        readable = [row for row in rows if _is_readable(row)]
+        for row in rows:
+            if row not in readable:
+                await self._discard(row)
+        return readable
+
+    async def _discard(self, row: Row[Any]) -> None:
+        identity = {"tenant_id": row.tenant_id, "generation_id": row.generation_id, "attempt": row.attempt}
+        _log.error("generation_job_unreadable", generation_id=row.generation_id)
+        async with self._bus.transaction(Origin(**json.loads(row.origin))) as transaction:
+            await transaction.connection.execute(_FINISH, {**identity, "state": "failed"})
+            await transaction.reply(failed(row.generation_id, row.attempt, Progress(), INTERNAL), step="generation.ended")
+
+
+def _is_readable(row: Row[Any]) -> bool:
+    try:
+        _job(row)
+    except ValidationError:
+        return False
+    return True
+
 
 def _mine(job: Job) -> dict[str, Any]:
     return {"tenant_id": job.tenant_id, "generation_id": job.generation_id, "attempt": job.attempt}
@@ -199,17 +225,12 @@ def _job(row: Row[Any]) -> Job:
     return Job(
         tenant_id=row.tenant_id,
         generation_id=row.generation_id,
-        ready=GenerationReady.model_validate(_document(row.ready), extra="ignore"),
-        origin=Origin(**_document(row.origin)),
+        ready=GenerationReady.model_validate_json(row.ready, extra="ignore"),
+        origin=Origin(**json.loads(row.origin)),
         deadline=row.deadline,
         attempt=row.attempt,
         progress=Progress(row.last_index, row.last_offset, row.sent_text),
     )
-
-
-def _document(value: Any) -> Any:
-    """JSON as the driver gives it: text, unless a codec has read it."""
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _reason(row: Row[Any]) -> Literal["cancelled", "expired", "abandoned"]:

@@ -92,14 +92,20 @@ def failed(generation_id: str, attempt: int, progress: Progress, problem: Proble
     )
 
 
-def usage_of(ready: GenerationReady, transcript: Transcript, counted_completion: int) -> Usage:
-    """The engine's own figures where it gave some, else our count: an estimate wherever the encoding is not the model's own."""
+def usage_of(ready: GenerationReady, transcript: Transcript, completion_tokens: int, grounding_tokens: int = 0) -> Usage:
+    """The engine's own figures where it gave some, else our count: an estimate wherever the encoding is not the model's own.
+
+    `grounding_tokens` are those of the memories that were put before the prompt, which was counted without them.
+    """
     figures = transcript.figures
     if figures is not None:
         return Usage(prompt_tokens=figures.prompt_tokens, completion_tokens=figures.completion_tokens, source=figures.source)
-    grounded = bool(ready.memories) and not ready.request.model.provider.startswith("local/")
-    exact = ready.request.model.exact and ready.prompt.source == "counted" and not transcript.message and not grounded
-    return Usage(prompt_tokens=ready.prompt.count, completion_tokens=counted_completion, source="counted" if exact else "estimated")
+    exact = ready.request.model.exact and ready.prompt.source == "counted" and not transcript.message and not grounding_tokens
+    return Usage(
+        prompt_tokens=ready.prompt.count + grounding_tokens,
+        completion_tokens=completion_tokens,
+        source="counted" if exact else "estimated",
+    )
 
 
 class Replay:
