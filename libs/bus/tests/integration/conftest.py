@@ -26,7 +26,8 @@ PROBE = Path(__file__).parent / "probe.py"
 def probe() -> ModuleType:
     """The module, for tests that run its handlers inside."""
     spec = importlib.util.spec_from_file_location("tessera_bus_probe", PROBE)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -90,9 +90,7 @@ async def test_a_request_is_answered_again_when_the_kill_came_before_its_offset(
     assert {reply.attributes["correlationid"] for reply in replies} == {"q1"}
 
 
-async def test_a_stop_finishes_what_is_in_hand_before_it_leaves(
-    ground: Any, producer: CloudEventProducer, process: Any
-) -> None:
+async def test_a_stop_finishes_what_is_in_hand_before_it_leaves(ground: Any, producer: CloudEventProducer, process: Any) -> None:
     await process.start()
     await eventually(lambda: "service started" in process.log(), timeout=20)
     await publish_messages(producer, ["slow1.5"])

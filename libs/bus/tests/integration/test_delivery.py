@@ -34,9 +34,7 @@ def applied(ground: Any, *contents: str) -> Callable[[], Any]:
     return check
 
 
-async def test_the_outbox_keeps_the_order_of_each_key(
-    running: Any, producer: CloudEventProducer, reader: Callable[..., Any]
-) -> None:
+async def test_the_outbox_keeps_the_order_of_each_key(running: Any, producer: CloudEventProducer, reader: Callable[..., Any]) -> None:
     async with running():
         for number in range(60):
             await producer.publish("ingest", message(str(number), f"c{number % 3}"), id=f"m{number}", partition=0, **TENANT)
@@ -80,9 +78,7 @@ async def test_a_position_that_the_log_no_longer_holds_is_fatal(ground: Any, new
     assert "events were lost" in run.fatal[0].message
 
 
-async def test_a_zombie_writes_nothing_once_its_position_was_moved(
-    ground: Any, running: Any, producer: CloudEventProducer
-) -> None:
+async def test_a_zombie_writes_nothing_once_its_position_was_moved(ground: Any, running: Any, producer: CloudEventProducer) -> None:
     async with running() as run:
         await producer.publish("ingest", message("first"), id="m0", partition=0, **TENANT)
         await eventually(applied(ground, "first"))
@@ -133,9 +129,7 @@ async def test_control_pauses_and_resumes_one_consumer(ground: Any, running: Any
     assert ingestion.status().state == "running"
 
 
-async def test_two_replicas_share_the_work_and_a_leaving_one_hands_over(
-    ground: Any, running: Any, producer: CloudEventProducer
-) -> None:
+async def test_two_replicas_share_the_work_and_a_leaving_one_hands_over(ground: Any, running: Any, producer: CloudEventProducer) -> None:
     async with running(instance="one") as one:
         async with running(instance="two") as two:
             await eventually(lambda: all(run.bus.consumer("ingestion").status().partitions == 1 for run in (one, two)))
@@ -157,14 +151,18 @@ async def test_a_job_publishes_with_its_own_transaction_or_not_at_all(
     declared = TenantChanged(tenant="acme", state="active", changed_at="2026-01-01T00:00:00Z")
     async with running() as run:
         with pytest.raises(InvalidError):
-            async with run.bus.transaction(origin) as transaction:
-                await transaction.publish(declared, step="lost")
-                raise InvalidError("changed_mind", "no")
+            await _change_mind(run.bus, origin, declared)
         async with run.bus.transaction(origin) as transaction:
             kept = await transaction.publish(declared, step="kept")
         seen = await reader("tenant.changed").read(1)
     assert [event.id for event in seen] == [kept]
     assert seen[0].attributes["requestid"] == "r1"
+
+
+async def _change_mind(bus: Bus, origin: Origin, declared: TenantChanged) -> None:
+    async with bus.transaction(origin) as transaction:
+        await transaction.publish(declared, step="lost")
+        raise InvalidError("changed_mind", "no")
 
 
 def model(name: str, description: str) -> ModelDeclared:

@@ -81,15 +81,18 @@ async def test_a_stop_does_not_wait_longer_than_the_drain_deadline(process: Any)
     port = str(free_ports(("http",))["http"])
     await process.start(PROBE_HTTP_PORT=port, TESSERA_MEMORY__DRAIN_SECONDS="1")
     await eventually(lambda: "service started" in process.log(), timeout=20)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        with pytest.raises(httpx.RemoteProtocolError):
-            async with client.stream("GET", "/stream/60") as response:
-                lines = response.aiter_lines()
-                await anext(lines)
-                process.tell(signal.SIGTERM)
-                async for _ in lines:
-                    pass
+    with pytest.raises(httpx.RemoteProtocolError):
+        await _read_on(f"http://127.0.0.1:{port}/stream/60", lambda: process.tell(signal.SIGTERM))
     assert await process.ended() == 0
+
+
+async def _read_on(url: str, after_the_first: Callable[[], None]) -> None:
+    async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        after_the_first()
+        async for _ in lines:
+            pass
 
 
 async def test_a_service_waits_for_its_topics_and_says_so(stack: Stack, ground: Any, new_process: Any) -> None:

@@ -83,7 +83,11 @@ def test_names_on_the_cluster_carry_the_prefix() -> None:
 def test_credentials_reach_the_client() -> None:
     kafka = KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_username="u", sasl_password="p")
     connection = kafka.connection("me")
-    assert (connection["sasl_mechanism"], connection["sasl_plain_username"], connection["sasl_plain_password"]) == ("SCRAM-SHA-512", "u", "p")
+    assert (connection["sasl_mechanism"], connection["sasl_plain_username"], connection["sasl_plain_password"]) == (
+        "SCRAM-SHA-512",
+        "u",
+        "p",
+    )
     assert connection["ssl_context"] is None
     assert KafkaSettings(security_protocol="SSL").connection("me")["ssl_context"] is not None
 

@@ -1,7 +1,7 @@
 """FastStream set up so that it loses nothing (rules of the log, 10).
 
-It runs the consumers and gives the raw batches; committing, retrying and acknowledging are ours. Facts behind each setting: FastStream's own
-policies commit on errors or commit all partitions at once, its decoding costs more than the whole rest, and an exception in a handler is dropped.
+It runs the consumers and gives the raw batches; committing, retrying and acknowledging are ours. The reasons: FastStream's own policies
+commit on errors or commit all partitions at once, its decoding costs more than the whole rest, and an exception in a handler is dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
 from faststream.kafka import TopicPartition as DeclaredPartition
 from faststream.message import StreamMessage
@@ -17,9 +18,12 @@ from faststream.middlewares import AckPolicy
 
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
+from tessera.telemetry import get_logger
 
 Receive = Callable[[tuple[Record, ...]], Awaitable[None]]
 _POLL_SECONDS: Final = 1.0
+
+_log = get_logger(__name__)
 
 
 class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
@@ -30,7 +34,12 @@ class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     ) -> dict[TopicPartition, list[Record]]:
         """As in aiokafka, waiting up to a second; returns at once when records are there."""
         patience = max(timeout_ms, int(_POLL_SECONDS * 1000))
-        fetched: dict[TopicPartition, list[Record]] = await super().getmany(*partitions, timeout_ms=patience, max_records=max_records)
+        try:
+            fetched: dict[TopicPartition, list[Record]] = await super().getmany(*partitions, timeout_ms=patience, max_records=max_records)
+        except KafkaError as error:
+            # FastStream waits five seconds and tries again, without a word.
+            _log.warning("fetching failed, will be tried again", error=repr(error))
+            raise
         return fetched
 
 
@@ -85,6 +94,7 @@ def group_feed(
     kafka: KafkaSettings,
     client_id: str,
     group: str,
+    *,
     topics: tuple[str, ...],
     pattern: str | None,
     listener: ConsumerRebalanceListener,
@@ -135,7 +145,12 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
     )
 
     async def hand_over(message: StreamMessage[tuple[Record, ...]]) -> None:
-        await receive(message.raw_message)
+        try:
+            await receive(message.raw_message)
+        except Exception:
+            # FastStream would drop it without a word.
+            _log.exception("a batch could not be handed over", client=client_id, records=len(message.raw_message))
+            raise
 
     subscriber(hand_over)
     return Feed(broker, subscriber)

@@ -23,7 +23,7 @@ from tessera.bus.topics import TopicDirectory
 from tessera.bus.transaction import Transaction, source_of
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import consumed_by, topic_of
-from tessera.contracts.errors import FatalError, RetryableError
+from tessera.contracts.errors import FatalError, InvalidError, RetryableError
 from tessera.contracts.ids import uuid7
 from tessera.storage import Database
 from tessera.telemetry import current_traceparent, span
@@ -102,9 +102,13 @@ class Bus:
     ) -> Position:
         """Publishes now and returns where, when all in-sync replicas have it.
 
-        `topic` names a tenant's own topic instead of the catalogue's. Without `id` a new UUIDv7; without `key` the id. Raises RetryableError when Kafka does not answer, InvalidError `event_too_large`.
+        `topic` names a tenant's own topic instead of the catalogue's. Without `id` a new UUIDv7; without `key` the id. Raises
+        RetryableError when Kafka does not answer, InvalidError `event_too_large` or `partition_unknown`.
         """
-        target = topic or topic_of(type(data)).name
+        catalogued = topic_of(type(data))
+        target = topic or catalogued.name
+        if partition is not None and not 0 <= partition < catalogued.partitions:
+            raise InvalidError("partition_unknown", f"{catalogued.name} has no partition {partition}.")
         with span(f"publish {data.event_type}"):
             envelope = Envelope(
                 id=id or str(uuid7()),

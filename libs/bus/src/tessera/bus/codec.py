@@ -30,6 +30,7 @@ _PREFIX: Final = "ce_"
 _MAXIMUM_ATTRIBUTE_BYTES: Final = 2_048
 _MAXIMUM_FRAMED_BYTES: Final = MAXIMUM_EVENT_BYTES + 64 * 1024
 INGESTION: Final = "ingest"
+_NOTHING: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def decode(record: Record, topic: Topic, name: str) -> Received[EventData]:
 
     `name` is the topic's name without an operator's prefix. Events from ingestion are read closed, others open (rules of the log, 5).
     Raises InvalidError with one of the codes `event_too_large`, `attribute_missing`, `attribute_invalid`, `specversion_unsupported`,
-    `content_type_unsupported`, `event_type_unknown`, `tenant_missing`, `tenant_invalid`, `tenant_mismatch`, `data_malformed` and `data_invalid`.
+    `content_type_unsupported`, `event_type_unknown`, `tenant_missing`, `tenant_invalid`, `tenant_mismatch`, `data_malformed` and
+    `data_invalid`.
     """
     _check_size(record)
     attributes = attributes_of(record.headers)
@@ -239,13 +241,18 @@ def _as_invalid(error: ValidationError, data: Any) -> InvalidError:
 def _path(location: Sequence[str | int], data: Any, *, absent: bool) -> Iterator[str]:
     """The steps that exist in the data (or would, for a missing field); pydantic also names the branch of a union that it tried."""
     for number, step in enumerate(location, 1):
-        if isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        elif isinstance(data, dict) and step in data:
-            data = data[step]
+        found = _child(data, step)
+        if found is not _NOTHING:
+            data = found
         elif not (absent and number == len(location)):
             continue
         yield str(step)
+
+
+def _child(data: Any, step: str | int) -> Any:
+    if isinstance(step, int):
+        return data[step] if isinstance(data, list) and step < len(data) else _NOTHING
+    return data.get(step, _NOTHING) if isinstance(data, dict) else _NOTHING
 
 
 def loose_data(value: bytes | None) -> Any:

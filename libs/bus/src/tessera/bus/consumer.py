@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
@@ -96,7 +97,8 @@ class Consumer:
     def on_refused(self, handler: RefusalHandler) -> RefusalHandler:
         """Registers what is called for each refused event of a producer outside, within the transaction.
 
-        It gets (tenant, refusal, connection). Refusals that belong to no known tenant are not among them. At most one handler; it must be repeatable.
+        It gets (tenant, refusal, connection). Refusals that belong to no known tenant are not among them. At most one handler; it must
+        be repeatable.
         """
         self._registry.on_refused = handler
         return handler
@@ -116,7 +118,9 @@ class Consumer:
             raise ValueError(f"{self._group} has transactional handlers but the service has no Postgres")
         names, pattern = self._subscription(topics)
         client_id = f"{self._around.service}-{self.name}-{self._around.instance}"
-        self._feed = group_feed(self._around.kafka, client_id, self._group, names, pattern, _Listener(self), self._receive)
+        self._feed = group_feed(
+            self._around.kafka, client_id, self._group, topics=names, pattern=pattern, listener=_Listener(self), receive=self._receive
+        )
         await self._feed.start()
 
     async def stop(self) -> None:
@@ -204,6 +208,8 @@ class Consumer:
         await asyncio.gather(*(loop.close(self._around.drain) for loop in closing))
         for loop in closing:
             self._loops.pop(loop.assignment.partition, None)
+            with suppress(KeyError):
+                metrics.BUS_LAG.remove(self._group, loop.assignment.topic.name, str(loop.assignment.partition.partition))
 
     def _loop(self, partition: TopicPartition) -> PartitionLoop:
         if self._feed is None:

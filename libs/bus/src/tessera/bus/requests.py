@@ -92,9 +92,9 @@ class Requests:
     ) -> EventData:
         """Publishes a request and returns its answer.
 
-        `data.reply_partition` must be one of ours (`reply_partition`). The request carries the deadline, after which it has no effect; pass
-        `has_deadline=False` for a command that must happen even if nobody waits any longer. Raises RequestFailedError with the answer's problem,
-        TimedOutError when none came in time, RetryableError when Kafka does not answer.
+        `data.reply_partition` must be one of ours (`reply_partition`). The request carries the deadline, after which it has no effect;
+        pass `has_deadline=False` for a command that must happen even if nobody waits any longer. Raises RequestFailedError with the
+        answer's problem, TimedOutError when none came in time, RetryableError when Kafka does not answer.
         """
         limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
         event_id = id or str(uuid7())
@@ -104,7 +104,15 @@ class Requests:
         try:
             with span(f"ask {data.event_type}"):
                 async with deadline(limit):
-                    await self._send(data, event_id, tenant_id, request_id, subject_id, key, until if has_deadline else None)
+                    await self._send(
+                        data,
+                        event_id,
+                        tenant_id=tenant_id,
+                        request_id=request_id,
+                        subject_id=subject_id,
+                        key=key,
+                        until=until if has_deadline else None,
+                    )
                     return _answered(await answer)
         finally:
             self._answers.pop(event_id, None)
@@ -113,9 +121,9 @@ class Requests:
     async def stream(self, generation_id: str, *, after: tuple[int, int] | None = None) -> AsyncIterator[AsyncIterator[Reply[EventData]]]:
         """All replies of one generation, in order, from now on; enter it before the request is published.
 
-        A RequestFailed belongs to the stream when the request was published with the generation's id as event id. With `after=(partition, offset)`
-        the partition is read again from behind that offset, also if another process wrote or read it first. The iterator does not end by itself:
-        stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the log no longer holds the offset; the
+        A RequestFailed belongs to the stream when the request was published with the generation's id as event id. With
+        `after=(partition, offset)` the partition is read again from behind that offset, also if another process read it first. The
+        iterator does not end by itself: stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the log no longer holds the offset; the
         iterator raises RetryableError `stream_overflow` when its reader is some 4,000 replies behind.
         """
         if after is not None:
@@ -135,6 +143,7 @@ class Requests:
         self,
         data: RequestData,
         event_id: str,
+        *,
         tenant_id: str,
         request_id: str | None,
         subject_id: str | None,

@@ -73,8 +73,10 @@ class StatelessLoop(PartitionLoop):
 
     @property
     def position(self) -> int | None:
-        """The finished head; None until an event was finished."""
-        return self._head.position
+        """The first event that is not finished; None before the first."""
+        if self._head.position is not None or not self._queue:
+            return self._head.position if self._head.position is not None else self._head.first
+        return self._head.first if self._head.first is not None else self._queue[0].offset
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._in_hand)
@@ -128,7 +130,6 @@ class StatelessLoop(PartitionLoop):
             try:
                 async with self._bench.quarantine.together():
                     await self._settle(delivery, failures, unexplained, started)
-                return True
             except FatalError:
                 raise
             except PASSING as error:
@@ -144,6 +145,8 @@ class StatelessLoop(PartitionLoop):
                 _log.exception(
                     "handler failed unexpectedly", topic=self.assignment.name, offset=delivery.record.offset, attempt=unexplained
                 )
+            else:
+                return True
             failures += 1
             metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
             await self._wait_before_retry(delivery, failures)
@@ -161,20 +164,14 @@ class StatelessLoop(PartitionLoop):
 
     async def _settle(self, delivery: Delivery, failures: int, unexplained: int, started: float) -> None:
         """One attempt, with all that it emitted acknowledged."""
-        event = delivery.event
-        if event is None:
-            return await self._refuse(delivery, delivery.fault or InvalidError("data_malformed", "The record holds no event."))
         try:
-            if unexplained >= MAXIMUM_ATTEMPTS:
-                raise InvalidError(HANDLER_FAILED, "Handling this event failed repeatedly in a way that no rule foresees.")
-            if self._is_request(event):
-                return await self._answer(event, failures, started)
-            return await self._apply(event)
+            event = _admitted(delivery, unexplained)
+            if self._bench.registry[event.type].mode is Mode.REPLY:
+                await self._answer(event, failures, started)
+            else:
+                await self._apply(event)
         except InvalidError as fault:
             await self._refuse(delivery, fault)
-
-    def _is_request(self, event: Received[EventData]) -> bool:
-        return self._bench.registry[event.type].mode is Mode.REPLY
 
     async def _answer(self, event: Received[EventData], failures: int, started: float) -> None:
         emitter = self._emitter(event)
@@ -186,7 +183,8 @@ class StatelessLoop(PartitionLoop):
             )
             with bound(request_id=event.request_id, tenant_id=event.tenant_id):
                 await emitter.fail(problem)
-                return await emitter.settle()
+                await emitter.settle()
+            return
         with handling(event, self.assignment.group):
             async with deadline(event.deadline):
                 await self._bench.registry[event.type].handler(event, emitter)
@@ -209,7 +207,8 @@ class StatelessLoop(PartitionLoop):
         if origin is not None:
             emitter = Emitter(self._bench.publisher, origin, self._bench.service)
             await emitter.reply(RequestFailed(problem=Problem.of(fault)), step="failure")
-            return await emitter.settle()
+            await emitter.settle()
+            return
         record, name, service = delivery.record, self.assignment.name, self._bench.service
         rows = [dead_letter(record, name, service, fault, attempts=1)]
         rows += [refusal(record, name, service, fault)] if is_refusable(name) else []
@@ -232,3 +231,10 @@ class StatelessLoop(PartitionLoop):
         if position is not None and position != self._committed and self._is_assigned():
             await self._commit(position)
             self._committed = position
+
+
+def _admitted(delivery: Delivery, unexplained: int) -> Received[EventData]:
+    """The event, unless it does not validate or has failed too often."""
+    if unexplained >= MAXIMUM_ATTEMPTS:
+        raise InvalidError(HANDLER_FAILED, "Handling this event failed repeatedly in a way that no rule foresees.")
+    return delivery.ready

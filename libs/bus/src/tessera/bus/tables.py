@@ -12,11 +12,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from tessera.bus.broker import Feed, partition_feed
 from tessera.bus.codec import decode
 from tessera.bus.events import Received
+from tessera.bus.partitions import BACKOFF, PASSING
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
 from tessera.contracts.errors import InvalidError
+from tessera.resilience import retrying
 from tessera.telemetry import get_logger
 
 _log = get_logger(__name__)
@@ -56,7 +58,9 @@ class Table:
         """Begins to read."""
         await self._feed.start()
         consumer = self._feed.consumer
-        self._ends = dict(await consumer.end_offsets(list(consumer.assignment())))
+        partitions = list(consumer.assignment())
+        self._ends = dict(await consumer.end_offsets(partitions))
+        await asyncio.gather(*(consumer.position(partition) for partition in partitions))
         await self._look(consumer)
 
     async def stop(self) -> None:
@@ -94,9 +98,19 @@ class Table:
             _log.warning("event passed over", topic=self._topic.name, offset=record.offset, code=error.code)
             return
         if isinstance(event.data, self._event_class):
+            await retrying(BACKOFF, _is_passing)(self._change, event)
+
+    async def _change(self, event: Received[Any]) -> None:
+        """Repeated while it fails for a passing reason; a bug is told and passed over, for the same reason as a bad event."""
+        try:
             outcome = self._on_change(event)
             if inspect.isawaitable(outcome):
                 await outcome
+        except PASSING as error:
+            _log.warning("change will be tried again", topic=event.topic, offset=event.offset, error=str(error))
+            raise
+        except Exception:  # noqa: BLE001
+            _log.exception("change passed over", topic=event.topic, offset=event.offset)
 
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         if self._caught_up.is_set() or not self._ends:
@@ -104,3 +118,7 @@ class Table:
         positions = [(await consumer.position(partition), end) for partition, end in self._ends.items()] if self._from_beginning else []
         if all(position >= end for position, end in positions):
             self._caught_up.set()
+
+
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, PASSING)

@@ -23,6 +23,11 @@ class OffsetHead:
         return self._position
 
     @property
+    def first(self) -> int | None:
+        """The first taken offset that is not below the head."""
+        return self._taken[0] if self._taken else None
+
+    @property
     def unfinished(self) -> int:
         """How many taken offsets are not below the head."""
         return len(self._taken)

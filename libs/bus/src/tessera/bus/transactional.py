@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import timedelta
+from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,6 +24,7 @@ from tessera.bus.inbox import Entry, InboxItem, enter
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.positions import FencedError, Mark, PositionRow
+from tessera.bus.publisher import as_retryable
 from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
 from tessera.bus.registry import Registry
@@ -36,6 +38,8 @@ from tessera.telemetry import get_logger, metrics
 
 MAXIMUM_ATTEMPTS: Final = 3
 """Deaths, or failures that no error class explains, before an event goes to the dead letters (rules of the log, 14)."""
+
+_GIVE_BACK: Final = timedelta(seconds=2)
 
 _log = get_logger(__name__)
 
@@ -66,6 +70,7 @@ class TransactionalLoop(PartitionLoop):
         self._attempts: dict[int, int] = {}
         self._redelivered: set[int] = set()
         self._broken: set[int] = set()
+        self._marked: Mark | None = None
 
     def start(self) -> None:
         """Starts the loop; nothing is fetched until the stored position is known."""
@@ -84,17 +89,18 @@ class TransactionalLoop(PartitionLoop):
             if fresh := [record for record in batch if record.offset >= self._position]:
                 await self._handle(fresh)
 
-    async def _persist(self, step: Callable[[], Any]) -> None:
+    async def _persist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeats `step` with backoff until it succeeds or the loop stops."""
         failures = 0
         while not self._stopping.is_set():
             try:
                 await step()
-                return
             except PASSING as error:
                 failures += 1
                 _log.warning("waiting for storage or Kafka", partition=str(self.assignment.partition), error=str(error), failures=failures)
                 await self._pause(failures)
+            else:
+                return
 
     async def _locate(self) -> None:
         """Seeks to the stored position, which outranks the group's offset (rules of the log, 10)."""
@@ -103,7 +109,8 @@ class TransactionalLoop(PartitionLoop):
         async with self._workshop.database.transaction() as connection:
             stored = await self._row.read(connection)
             if stored is None:
-                committed = await consumer.committed(partition)
+                with as_retryable():
+                    committed = await consumer.committed(partition)
                 stored = committed if committed is not None else start
                 await self._row.begin(connection, stored)
             mark = await self._row.mark(connection)
@@ -116,15 +123,17 @@ class TransactionalLoop(PartitionLoop):
 
     async def _log_bounds(self) -> tuple[int, int]:
         consumer, partition = self.assignment.consumer, self.assignment.partition
-        starts, ends = await asyncio.gather(consumer.beginning_offsets([partition]), consumer.end_offsets([partition]))
+        with as_retryable():
+            starts, ends = await asyncio.gather(consumer.beginning_offsets([partition]), consumer.end_offsets([partition]))
         return starts[partition], ends[partition]
 
     def _check_bounds(self, stored: int, start: int, end: int) -> None:
         if start <= stored <= end:
             return
         raise FatalError(
-            f"{self.assignment.group} is at offset {stored} of {self.assignment.partition}, but the log holds {start} to {end}: events were "
-            "lost, or the topic was made anew. Going on would hide that; set the row in consumer_position by hand once the loss is understood."
+            f"{self.assignment.group} is at offset {stored} of {self.assignment.partition}, but the log holds {start} to {end}: "
+            "events were lost, or the topic was made anew. Going on would hide that; set the row in consumer_position by hand once the "
+            "loss is understood."
         )
 
     def _suspect(self, mark: Mark | None) -> None:
@@ -151,7 +160,8 @@ class TransactionalLoop(PartitionLoop):
                         await self._mark(batch)
                     await self._attempt(batch)
             except FencedError:
-                return await self._requeue(batch)
+                await self._requeue(batch)
+                return
             except PASSING as error:
                 metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
                 _log.warning(
@@ -163,12 +173,13 @@ class TransactionalLoop(PartitionLoop):
                 _log.exception("batch rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch))
                 self._blame(batch)
                 if len(batch) > 1:
-                    return await self._one_by_one(batch)
+                    await self._one_by_one(batch)
+                    return
             else:
-                return await self._finish(batch)
+                await self._finish(batch)
+                return
             failures += 1
             await self._pause(failures)
-        await self._give_back()
 
     def _room(self, batch: Sequence[Record]) -> AbstractAsyncContextManager[None]:
         """A suspect is handled alone in the process: else a neighbour's death would count against it."""
@@ -202,8 +213,10 @@ class TransactionalLoop(PartitionLoop):
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
         if len(batch) == 1:
             self._attempts[first] = self._attempts.get(first, 0) + 1
+        mark = Mark(first, last, self._attempts.get(first, 1))
         async with self._workshop.database.transaction() as connection:
-            await self._row.set_mark(connection, Mark(first, last, self._attempts.get(first, 1)))
+            await self._row.set_mark(connection, mark)
+        self._marked = mark
 
     async def _attempt(self, batch: Sequence[Record]) -> None:
         await self._check_gap(batch[0].offset)
@@ -223,7 +236,7 @@ class TransactionalLoop(PartitionLoop):
             self._check_bounds(self._position, start, first)
 
     async def _finish(self, batch: Sequence[Record]) -> None:
-        self._position = batch[-1].offset + 1
+        self._position, self._marked = batch[-1].offset + 1, None
         for record in batch:
             self._attempts.pop(record.offset, None)
             self._broken.discard(record.offset)
@@ -231,12 +244,23 @@ class TransactionalLoop(PartitionLoop):
         metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(batch))
         await self._commit(self._position)
 
-    async def _give_back(self) -> None:
-        """Stopped between attempts: nobody died, so the next owner must not count it. Best effort."""
-        with suppress(*PASSING, SQLAlchemyError):
-            async with self._workshop.database.transaction() as connection:
-                if await self._row.read(connection) == self._position:
-                    await self._row.clear_mark(connection)
+    async def close(self, grace: timedelta) -> None:
+        """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
+        await super().close(grace)
+        mark, self._marked = self._marked, None
+        if mark is not None:
+            with suppress(*PASSING, SQLAlchemyError, TimeoutError):
+                async with asyncio.timeout(_GIVE_BACK.total_seconds()):
+                    await self._give_back(mark)
+
+    async def _give_back(self, mark: Mark) -> None:
+        async with self._workshop.database.transaction() as connection:
+            if await self._row.read(connection) != self._position:
+                return
+            if mark.attempts > 1:
+                await self._row.set_mark(connection, Mark(mark.first, mark.last, mark.attempts - 1))
+            else:
+                await self._row.clear_mark(connection)
 
     async def _relocate(self) -> None:
         async with self._workshop.database.transaction() as connection:
@@ -273,10 +297,7 @@ class TransactionalLoop(PartitionLoop):
     async def _apply_one(self, connection: AsyncConnection, delivery: Delivery, entry: Entry, rows: list[OutboxRow]) -> None:
         before = len(rows)
         try:
-            if entry is Entry.REUSED:
-                raise InvalidError("event_id_reused", "Another event with another body has the same tenant, source and id.", "id")
-            self._check_attempts(delivery.record)
-            event = delivery.ready
+            event = self._admitted(delivery, entry)
             if expired(event) and event.origin.reply_partition is not None:
                 await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
                 return
@@ -290,10 +311,13 @@ class TransactionalLoop(PartitionLoop):
     def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
         return Transaction(connection, event.origin, self._workshop.service, rows)
 
-    def _check_attempts(self, record: Record) -> None:
-        attempts = self._attempts.get(record.offset, 0)
-        if attempts <= MAXIMUM_ATTEMPTS:
-            return
+    def _admitted(self, delivery: Delivery, entry: Entry) -> Received[EventData]:
+        """The event, unless it does not validate, pretends to be another, or has failed too often."""
+        record = delivery.record
+        if entry is Entry.REUSED:
+            raise InvalidError("event_id_reused", "Another event with another body has the same tenant, source and id.", "id")
+        if self._attempts.get(record.offset, 0) <= MAXIMUM_ATTEMPTS:
+            return delivery.ready
         if record.offset in self._broken:
             raise InvalidError(HANDLER_FAILED, f"Handling this event failed {MAXIMUM_ATTEMPTS} times in a way that no rule foresees.")
         raise InvalidError(CONSUMER_CRASHED, f"The consumer died {MAXIMUM_ATTEMPTS} times while it handled this event.")
