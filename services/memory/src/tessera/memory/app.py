@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from redis.asyncio import Redis
-
 from tessera.bus import Received
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.events import TenantChanged
 from tessera.memory import consumers
+from tessera.memory.adapters.admission import PostgresUnit
 from tessera.memory.adapters.announcements import Announcements
 from tessera.memory.adapters.declaration import declared_once
 from tessera.memory.adapters.indexing import PostgresIndexQueue
@@ -35,7 +34,7 @@ async def build(runtime: Runtime[MemorySettings]) -> None:
     handlers = Handlers(_tenants(runtime), PostgresMemoryStore(runtime.database), embedder, _queries(runtime, embedder, breaker))
     runtime.add_dependency(EMBEDDER, required=False, check=embedder.check, breaker=breaker)
     runtime.on_close(embedder.close)
-    consumers.register(runtime.bus, handlers)
+    consumers.register(runtime.bus, handlers, PostgresUnit)
     runtime.bus.consumer("ingestion").on_refused(note_refusal)
     _add_workers(runtime, embedder, breaker)
     runtime.add_worker("declaration", declared_once(runtime.bus))
@@ -64,13 +63,10 @@ def _cache(runtime: Runtime[MemorySettings]) -> QueryCache | None:
     breaker = Breaker(
         "redis", failure_threshold=settings.breaker_failure_threshold, reset_after=timedelta(seconds=settings.breaker_reset_seconds)
     )
-    runtime.add_dependency("redis", required=False, check=lambda: _ping(redis), breaker=breaker)
+    cache = QueryCache(redis, breaker, timedelta(seconds=settings.lifetime_seconds))
+    runtime.add_dependency("redis", required=False, check=cache.check, breaker=breaker)
     runtime.on_close(redis.aclose)
-    return QueryCache(redis, breaker, timedelta(seconds=settings.lifetime_seconds))
-
-
-async def _ping(redis: Redis) -> None:
-    await redis.ping()
+    return cache
 
 
 def _embedder_breaker(settings: MemorySettings) -> Breaker:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from tessera.bus import Bus, Emitter, Received, Transaction
 from tessera.contracts.events import (
     ArchiveRequested,
@@ -14,43 +17,50 @@ from tessera.contracts.events import (
     RecallRequested,
     RelationPublished,
 )
-from tessera.memory.adapters.admission import PostgresUnit
 from tessera.memory.handlers import Handlers
+from tessera.memory.ports import AdmissionUnit, ArchiveUnit
 
 
-def register(bus: Bus, handlers: Handlers) -> None:
+class Unit(AdmissionUnit, ArchiveUnit, Protocol):
+    """What a transaction becomes for the handlers."""
+
+
+UnitOf = Callable[[Transaction], Unit]
+
+
+def register(bus: Bus, handlers: Handlers, unit_of: UnitOf) -> None:
     """Registers every consumer of this service."""
-    _ingestion(bus, handlers)
-    _bulk(bus, handlers)
+    _ingestion(bus, handlers, unit_of)
+    _bulk(bus, handlers, unit_of)
     _chat(bus, handlers)
 
 
-def _ingestion(bus: Bus, handlers: Handlers) -> None:
+def _ingestion(bus: Bus, handlers: Handlers, unit_of: UnitOf) -> None:
     ingestion = bus.consumer("ingestion")
 
     @ingestion.transactional(MessagePublished)
     async def message_published(event: Received[MessagePublished], transaction: Transaction) -> None:
-        await handlers.message_published(event, PostgresUnit(transaction))
+        await handlers.message_published(event, unit_of(transaction))
 
     @ingestion.transactional(DocumentPublished)
     async def document_published(event: Received[DocumentPublished], transaction: Transaction) -> None:
-        await handlers.document_published(event, PostgresUnit(transaction))
+        await handlers.document_published(event, unit_of(transaction))
 
     @ingestion.transactional(EntityPublished)
     async def entity_published(event: Received[EntityPublished], transaction: Transaction) -> None:
-        await handlers.entity_published(event, PostgresUnit(transaction))
+        await handlers.entity_published(event, unit_of(transaction))
 
     @ingestion.transactional(RelationPublished)
     async def relation_published(event: Received[RelationPublished], transaction: Transaction) -> None:
-        await handlers.relation_published(event, PostgresUnit(transaction))
+        await handlers.relation_published(event, unit_of(transaction))
 
 
-def _bulk(bus: Bus, handlers: Handlers) -> None:
+def _bulk(bus: Bus, handlers: Handlers, unit_of: UnitOf) -> None:
     bulk = bus.consumer("bulk")
 
     @bulk.transactional(ArchiveRequested)
     async def archive_requested(event: Received[ArchiveRequested], transaction: Transaction) -> None:
-        await handlers.archive_requested(event, PostgresUnit(transaction))
+        await handlers.archive_requested(event, unit_of(transaction))
 
 
 def _chat(bus: Bus, handlers: Handlers) -> None:

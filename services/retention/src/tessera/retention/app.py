@@ -8,6 +8,7 @@ from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
 from tessera.retention import consumers
 from tessera.retention.adapters.jobs import PostgresSweepJobs
+from tessera.retention.adapters.postgres import PostgresUnit
 from tessera.retention.settings import RetentionSettings
 from tessera.retention.workers import SweepPacing, SweepWorker
 
@@ -24,7 +25,7 @@ async def build(runtime: Runtime[RetentionSettings]) -> None:
     )
     worker = SweepWorker(PostgresSweepJobs(runtime.database, runtime.bus, settings.lease), pacing)
     runtime.add_worker("sweeps", worker.run)
-    consumers.register(runtime.bus)
+    consumers.register(runtime.bus, PostgresUnit)
 
 
 def main() -> None:

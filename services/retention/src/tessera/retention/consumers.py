@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tessera.bus import Bus, Received, Transaction
 from tessera.contracts.events import (
     MemoryChanged,
@@ -12,47 +14,49 @@ from tessera.contracts.events import (
     SweepRequested,
 )
 from tessera.retention import handlers
-from tessera.retention.adapters.postgres import PostgresUnit
+from tessera.retention.ports import RetentionUnit
+
+UnitOf = Callable[[Transaction], RetentionUnit]
 
 
-def register(bus: Bus) -> None:
+def register(bus: Bus, unit_of: UnitOf) -> None:
     """Registers every handler of retention."""
-    _register_ingestion(bus)
-    _register_policies(bus)
-    _register_sweeps(bus)
+    _register_ingestion(bus, unit_of)
+    _register_policies(bus, unit_of)
+    _register_sweeps(bus, unit_of)
 
 
-def _register_ingestion(bus: Bus) -> None:
+def _register_ingestion(bus: Bus, unit_of: UnitOf) -> None:
     ingestion = bus.consumer("ingestion")
 
     @ingestion.transactional(MemoryRecorded)
     async def memory_recorded(event: Received[MemoryRecorded], transaction: Transaction) -> None:
-        await handlers.memory_recorded(event, PostgresUnit(transaction))
+        await handlers.memory_recorded(event, unit_of(transaction))
 
     @ingestion.transactional(MemoryChanged)
     async def memory_changed(event: Received[MemoryChanged], transaction: Transaction) -> None:
-        await handlers.memory_changed(event, PostgresUnit(transaction))
+        await handlers.memory_changed(event, unit_of(transaction))
 
 
-def _register_policies(bus: Bus) -> None:
+def _register_policies(bus: Bus, unit_of: UnitOf) -> None:
     chat = bus.consumer("chat")
 
     @chat.transactional(PolicySubmitted)
     async def policy_submitted(event: Received[PolicySubmitted], transaction: Transaction) -> None:
-        await handlers.policy_submitted(event, PostgresUnit(transaction))
+        await handlers.policy_submitted(event, unit_of(transaction))
 
     @chat.transactional(PolicyInspected)
     async def policy_inspected(event: Received[PolicyInspected], transaction: Transaction) -> None:
-        await handlers.policy_inspected(event, PostgresUnit(transaction))
+        await handlers.policy_inspected(event, unit_of(transaction))
 
 
-def _register_sweeps(bus: Bus) -> None:
+def _register_sweeps(bus: Bus, unit_of: UnitOf) -> None:
     bulk = bus.consumer("bulk")
 
     @bulk.transactional(SweepRequested)
     async def sweep_requested(event: Received[SweepRequested], transaction: Transaction) -> None:
-        await handlers.sweep_requested(event, PostgresUnit(transaction))
+        await handlers.sweep_requested(event, unit_of(transaction))
 
     @bulk.transactional(SweepInspected)
     async def sweep_inspected(event: Received[SweepInspected], transaction: Transaction) -> None:
-        await handlers.sweep_inspected(event, PostgresUnit(transaction))
+        await handlers.sweep_inspected(event, unit_of(transaction))

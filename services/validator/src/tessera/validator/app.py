@@ -10,7 +10,7 @@ from tessera.resilience import Breaker
 from tessera.storage import ObjectStore, StorageUnavailableError
 from tessera.validator import consumers
 from tessera.validator.adapters.datasets import DuckDbReader, ReadingLimits
-from tessera.validator.adapters.postgres import PostgresValidationJobs
+from tessera.validator.adapters.postgres import PostgresUnit, PostgresValidationJobs
 from tessera.validator.settings import ValidationSettings, ValidatorSettings
 from tessera.validator.workers import ValidationPacing, ValidationWorker
 
@@ -26,7 +26,7 @@ async def build(runtime: Runtime[ValidatorSettings]) -> None:
     jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease)
     worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), breaker, _pacing(settings))
     runtime.add_worker("validations", worker.run)
-    consumers.register(runtime.bus)
+    consumers.register(runtime.bus, PostgresUnit)
 
 
 def _limits(settings: ValidationSettings) -> ReadingLimits:

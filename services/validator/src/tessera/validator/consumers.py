@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tessera.bus import Bus, Received, Transaction
 from tessera.contracts.events import ValidationInspected, ValidationRequested
 from tessera.validator import handlers
-from tessera.validator.adapters.postgres import PostgresUnit
+from tessera.validator.ports import ValidationUnit
+
+UnitOf = Callable[[Transaction], ValidationUnit]
 
 
-def register(bus: Bus) -> None:
+def register(bus: Bus, unit_of: UnitOf) -> None:
     """Registers every handler of the validator."""
     bulk = bus.consumer("bulk")
 
     @bulk.transactional(ValidationRequested)
     async def validation_requested(event: Received[ValidationRequested], transaction: Transaction) -> None:
-        await handlers.validation_requested(event, PostgresUnit(transaction))
+        await handlers.validation_requested(event, unit_of(transaction))
 
     @bulk.transactional(ValidationInspected)
     async def validation_inspected(event: Received[ValidationInspected], transaction: Transaction) -> None:
-        await handlers.validation_inspected(event, PostgresUnit(transaction))
+        await handlers.validation_inspected(event, unit_of(transaction))

@@ -28,6 +28,10 @@ class QueryCache:
         self._breaker = breaker
         self._lifetime = lifetime
 
+    async def check(self) -> None:
+        """Raises RedisError or OSError when Redis does not answer."""
+        await self._redis.ping()
+
     async def get(self, key: str) -> Vector | None:
         """The vector kept under `key`; None where there is none or Redis cannot be asked."""
         try:
