@@ -1,4 +1,4 @@
-"""One platform for all end-to-end tests: six real services."""
+"""One platform for contract, integration and end-to-end tests: six real services. Chaos tests make their own, because they break them."""
 
 from collections.abc import Iterator
 
