@@ -214,3 +214,37 @@ async def test_a_feed_sees_only_what_comes_after_its_start(running: Any, probe: 
     async with running(register=register):
         await producer.publish("service.control", ServiceControlled(service="memory", action="resume"), tenantid="platform")
         await eventually(lambda: seen == ["resume"])
+
+
+async def test_a_lost_connection_rolls_back_and_the_batch_is_handled_again(
+    ground: Any, running: Any, producer: CloudEventProducer, reader: Callable[..., Any]
+) -> None:
+    async with running():
+        await producer.publish("ingest", message("slow2"), id="m0", partition=0, **TENANT)
+        await producer.publish("ingest", message("after"), id="m1", partition=0, **TENANT)
+        await eventually(lambda: _ended(ground))
+        await eventually(applied(ground, "slow2", "after"))
+        recorded = await reader("memory.recorded").read(2)
+    assert await effects(ground) == ["slow2", "after"]
+    assert sorted(event.data["text"] for event in recorded) == ["after", "slow2"]
+
+
+async def _ended(ground: Any) -> bool:
+    """Ends the session whose transaction holds the handler's row."""
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' "
+        "AND query ILIKE '%INSERT INTO effect%'"
+    )
+    return bool(await ground.rows(query))
+
+
+async def test_a_batch_cut_off_at_the_drain_deadline_is_not_counted_as_a_death(
+    ground: Any, new_bus: Any, producer: CloudEventProducer
+) -> None:
+    run = new_bus(drain_seconds=0.2)
+    await run.start()
+    await producer.publish("ingest", message("slow30"), id="m0", partition=0, **TENANT)
+    await eventually(lambda: ground.rows("SELECT 1 FROM memory.batch_mark"))
+    await run.stop()
+    assert await ground.rows("SELECT 1 FROM memory.batch_mark") == []
+    assert await effects(ground) == []

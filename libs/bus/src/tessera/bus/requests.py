@@ -123,8 +123,8 @@ class Requests:
 
         A RequestFailed belongs to the stream when the request was published with the generation's id as event id. With
         `after=(partition, offset)` the partition is read again from behind that offset, also if another process read it first. The
-        iterator does not end by itself: stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the log no longer holds the offset; the
-        iterator raises RetryableError `stream_overflow` when its reader is some 4,000 replies behind.
+        iterator does not end by itself: stop at a completion, a failure, or a deadline of your own. Raises StreamExpiredError when the
+        log no longer holds the offset; the iterator raises RetryableError `stream_overflow` when its reader is some 4,000 replies behind.
         """
         if after is not None:
             async with self._replayed(generation_id, *after) as replies:
