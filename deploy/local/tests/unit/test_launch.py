@@ -30,6 +30,13 @@ def test_the_program_gets_its_folder_and_variables(tmp_path: Path) -> None:
     assert done.stdout == f"{tmp_path.resolve()}\nwith $ and 'quotes'"
 
 
+def test_settings_that_are_not_given_do_not_linger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA__PROFILE", "production")
+    (tmp_path / "variables.json").write_text("{}")
+    done = _launch("--environment", str(tmp_path / "variables.json"), "--", "sh", "-c", 'printf %s "${TESSERA__PROFILE-unset}"')
+    assert done.stdout == "unset"
+
+
 def test_a_lock_that_another_process_holds_refuses_the_start(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -90,6 +90,12 @@ def test_the_fingerprint_follows_the_variables(plan: Plan, monkeypatch: pytest.M
     assert plan.fingerprint(instance) != before
 
 
+def test_a_setting_of_one_service_reaches_only_that_service(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {instance.name: plan.fingerprint(instance) for instance in plan.instances}
+    monkeypatch.setenv("TESSERA_MEMORY__DRAIN_SECONDS", "7")
+    assert [instance.name for instance in plan.instances if plan.fingerprint(instance) != before[instance.name]] == ["memory"]
+
+
 def test_the_digest_follows_contents_and_ignores_compiled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessera.local.plan.CHECKOUT", tmp_path)
     (tmp_path / "code" / "__pycache__").mkdir(parents=True)

@@ -14,7 +14,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record(options.record)
     _die_with_parent(parent, options.death_signal)
     if options.environment is not None:
-        os.environ.update(json.loads(options.environment.read_text()))
+        _set_environment(json.loads(options.environment.read_text()))
     os.chdir(options.cwd)
     program = [*_as_user(options.user, options.death_signal, options.traverse), *options.program]
     os.execvp(program[0], program)  # noqa: S606 - the caller names the program
@@ -73,6 +73,13 @@ def _lock(file: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         _refuse(f"another process holds {file}", EXIT_LOCKED)
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    """Ours are exactly those given: what an earlier command's shell had set does not linger in supervisord's children."""
+    for name in [name for name in os.environ if name.startswith("TESSERA_")]:
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 def _die_with_parent(parent: int, death_signal: signal.Signals | None) -> None:

@@ -116,13 +116,13 @@ class Plan:
         passwords: dict[str, str] = {}
         for service in SERVICES:
             passwords |= password_environment(service, self._role_password, ALL_ROLES)
-        return {**self._common(), **passwords, "TESSERA_ADMIN_DATABASE_URL": self.addresses.database_url}
+        return {**self._common(SERVICES), **passwords, "TESSERA_ADMIN_DATABASE_URL": self.addresses.database_url}
 
     def instance_environment(self, instance: Instance) -> dict[str, str]:
         """For one service process."""
         own = instance_environment(instance.service, instance.name, instance.admin_port)
         passwords = password_environment(instance.service, self._role_password)
-        return {**self._common(), **own, **passwords, **(self._gateway() if instance.service == "gateway" else {})}
+        return {**self._common([instance.service]), **own, **passwords, **(self._gateway() if instance.service == "gateway" else {})}
 
     def programs(self) -> list[Program]:
         """What supervisord runs. Writes the variables of each service to a file of its own, readable by the owner alone."""
@@ -150,16 +150,15 @@ class Plan:
         )
         return Program(instance.name, SERVICE_GROUP, command, stop_seconds=_DRAIN_SECONDS)
 
-    def _common(self) -> dict[str, str]:
-        own = {name: value for name, value in settings_file().items() if name.startswith("TESSERA_") and value}
-        limits = {
+    def _common(self, services: Iterable[str]) -> dict[str, str]:
+        """What we know, under what a person set for all services or for these."""
+        traces = {
             "TESSERA__TELEMETRY__TRACE_FOLDER": str(self.home / "traces"),
             "TESSERA__TELEMETRY__TRACE_FOLDER_BYTES": str(self.settings.trace_bytes),
         }
-        from_shell = {
-            name: value for name, value in os.environ.items() if name.startswith("TESSERA_") and name not in self.client_environment()
-        }
-        return {**common_environment(self.addresses, self.home), **limits, **own, **from_shell, "TESSERA_HOME": str(self.home)}
+        prefixes = ("TESSERA__", "TESSERA_SECRETS", *(f"TESSERA_{service.upper()}__" for service in services))
+        told = {name: value for name, value in {**settings_file(), **os.environ}.items() if value and name.startswith(prefixes)}
+        return {**common_environment(self.addresses, self.home), **traces, **told}
 
     def _gateway(self) -> dict[str, str]:
         return {

@@ -5,14 +5,18 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 DEFAULT = timedelta(seconds=15)
 _INTERVAL_SECONDS = 0.02
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T | None] | None], timeout: timedelta | float = DEFAULT) -> T:  # noqa: ASYNC109 - polls
+@overload
+async def eventually(condition: Callable[[], Awaitable[T | None]], timeout: timedelta | float = DEFAULT) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T: ...
+async def eventually(condition: Callable[[], Any], timeout: timedelta | float = DEFAULT) -> Any:
     """Call `condition` (plain or async) until it returns something true and raises no AssertionError; give that back.
 
     After the time-out (seconds or timedelta) raises AssertionError with the last failure or the last value.
@@ -23,7 +27,7 @@ async def eventually(condition: Callable[[], T | Awaitable[T | None] | None], ti
         if failure is None and value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {_seconds(timeout)} s; last result: {failure or value!r}") from failure
+            raise AssertionError(f"not within {_seconds(timeout)} s; last result: {str(failure) if failure else repr(value)}") from failure
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
@@ -32,7 +36,7 @@ def eventually_blocking(condition: Callable[[], T | None], timeout: timedelta | 
     return asyncio.run(eventually(condition, timeout))
 
 
-async def _attempt(condition: Callable[[], T | Awaitable[T | None] | None]) -> tuple[T | None, AssertionError | None]:
+async def _attempt(condition: Callable[[], Any]) -> tuple[Any, AssertionError | None]:
     try:
         value = condition()
         return (await value if inspect.isawaitable(value) else value), None

@@ -1,0 +1,65 @@
+"""What the commands say before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tessera.local import cli
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "state"
+    monkeypatch.setenv("TESSERA_HOME", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["env", "tour"])
+def test_what_needs_a_platform_says_how_to_start_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "Tessera is not running: `make run` starts it.\n"
+
+
+def test_stopping_nothing_makes_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stop"]) == 0
+    assert capsys.readouterr().out == "Nothing is running.\n"
+    assert not home.exists()
+
+
+def test_status_of_nothing_is_not_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 3
+    assert "Nothing is running" in capsys.readouterr().out
+
+
+def test_status_of_a_stopped_platform_names_every_process(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home.mkdir()
+    assert cli.main(["status"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines][:4] == ["kafka", "postgres", "redis", "gateway-1"]
+    assert all("STOPPED" in line and "silent" in line for line in lines)
+
+
+def test_logs_of_nobody_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["logs", "nobody"]) == 1
+    assert "No logs of nobody" in capsys.readouterr().err
+
+
+def test_clean_keeps_downloads_unless_told_otherwise(home: Path) -> None:
+    for name in ("cache", "kafka", "logs"):
+        (home / name).mkdir(parents=True)
+    (home / "secrets.json").write_text("{}")
+    assert cli.main(["clean"]) == 0
+    assert [entry.name for entry in home.iterdir()] == ["cache"]
+    assert cli.main(["clean", "all"]) == 0
+    assert list(home.iterdir()) == []
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "status", interrupted)
+    assert cli.main(["status"]) == 130
+    assert "`make run` continues, `make stop` ends it" in capsys.readouterr().err
