@@ -1,0 +1,57 @@
+"""Without its Postgres the generator says that it is not ready, loses nothing, and goes on when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tessera.generator.ports import NewJob
+from tessera.testkit import PostgresDatabase, ServiceProcess, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+NewJobs = Callable[..., NewJob]
+
+
+class Connections:
+    """Whether anybody but the administrator may use this module's database."""
+
+    def __init__(self, administrator: asyncpg.Connection, name: str) -> None:
+        self._administrator = administrator
+        self._name = name
+
+    async def cut(self) -> None:
+        await self._administrator.execute(f'ALTER DATABASE "{self._name}" WITH ALLOW_CONNECTIONS false')
+        await self._administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", self._name)
+
+    async def give_back(self) -> None:
+        await self._administrator.execute(f'ALTER DATABASE "{self._name}" WITH ALLOW_CONNECTIONS true')
+
+
+@pytest.fixture
+async def connections(prepared: PostgresDatabase) -> AsyncIterator[Connections]:
+    administrator = await asyncpg.connect(prepared.stack.database_url)
+    connections = Connections(administrator, prepared.name)
+    yield connections
+    await connections.give_back()
+    await administrator.close()
+
+
+async def test_postgres_goes_and_comes_back(
+    platform: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
+) -> None:
+    service = new_generator()
+    await asyncio.to_thread(service.start)
+    await asyncio.to_thread(service.wait_ready)
+    await platform.end_of(await platform.ask(new_job("local/quote")))
+    await connections.cut()
+    await eventually(lambda: service.get_admin("/health/ready")[0] == 503)
+    assert service.get_admin("/health/live")[0] == 200
+    waiting = await platform.ask(new_job("local/quote"))
+    await connections.give_back()
+    assert (await platform.end_of(waiting)).type.endswith("completed.v1")
+    await eventually(lambda: service.get_admin("/health/ready")[0] == 200)
+    assert service.exit_code is None
