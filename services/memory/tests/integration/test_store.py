@@ -36,7 +36,7 @@ from tessera.memory.adapters.admission import PostgresUnit
 from tessera.memory.adapters.announcements import Announcements
 from tessera.memory.adapters.indexing import PostgresIndexQueue
 from tessera.memory.adapters.minilm import MiniLmEmbedder
-from tessera.memory.adapters.query_cache import CachedQueryEmbedder, QueryCache, cache_key
+from tessera.memory.adapters.questions import CachedQueryEmbedder, GuardedEmbedder, QueryCache, cache_key
 from tessera.memory.adapters.recall import PostgresMemoryStore
 from tessera.memory.adapters.refusals import note_refusal
 from tessera.memory.adapters.tenants import PostgresTenants
@@ -90,9 +90,17 @@ class World:
         queue = PostgresIndexQueue(self.database)
         while await LexicalStage()(queue, 8):
             pass
-        stage = VectorStage(self.embedder, Breaker("embedder"))
+        stage = VectorStage(self.embedder)
         while vectors and await stage(queue, 8):
             pass
+
+    async def indexed(self, count: int) -> None:
+        """Waits until this many memories are in both indexes."""
+
+        async def all_there() -> bool:
+            return len(await self.rows("SELECT 1 FROM memory_vec JOIN memory_lex USING (tenant_id, id) WHERE tenant_id = :tenant")) == count
+
+        await eventually(all_there, timeout=30)
 
     async def recall(self, query: str, limit: int = 10, tenant: str | None = None, **wanted: Any) -> Recollection:
         return await self.handlers.recall(tenant or self.tenant, query, limit, RecallFilter(**wanted))
@@ -179,7 +187,7 @@ async def test_repeating_an_event_adds_nothing(world: World) -> None:
         await world.say("Only once.", "once")
         await world.index()
 
-    assert len(await world.rows("SELECT FROM memory WHERE tenant_id = :tenant")) == 1
+    assert len(await world.rows("SELECT 1 FROM memory WHERE tenant_id = :tenant")) == 1
     assert world.types() == ["tessera.memory.recorded.v1"]
     assert [row.memories for row in await world.rows("SELECT memories FROM lexical_size WHERE tenant_id = :tenant")] == [1]
 
@@ -331,7 +339,7 @@ async def test_vectors_wait_for_the_embedder_and_nothing_is_lost(world: World) -
     await world.index(vectors=False)
 
     with pytest.raises(RetryableError):
-        await VectorStage(BrokenEmbedder(), Breaker("embedder"))(queue, 8)
+        await VectorStage(GuardedEmbedder(BrokenEmbedder(), Breaker("embedder")))(queue, 8)
     lexical_only = await world.recall("words")
     await world.index()
     complete = await world.recall("words")
@@ -374,16 +382,16 @@ async def test_announced_work_is_done_without_polling(world: World) -> None:
     queue = PostgresIndexQueue(world.database)
     workers = [
         IndexWorker("lexical", queue, LexicalStage(), 8, timedelta(minutes=5)),
-        IndexWorker("vector", queue, VectorStage(world.embedder, Breaker("embedder")), 8, timedelta(minutes=5)),
+        IndexWorker("vector", queue, VectorStage(GuardedEmbedder(world.embedder, Breaker("embedder"))), 8, timedelta(minutes=5)),
     ]
     announcements = Announcements(world.database, *(worker.announced for worker in workers))
     stopping = asyncio.Event()
     tasks = [asyncio.create_task(run(stopping)) for run in (announcements.run, *(worker.run for worker in workers))]
     try:
         await world.say("First.", "first")
-        await eventually(lambda: _indexed(world, 1), timeout=30)
+        await world.indexed(1)
         await world.say("Second.", "second", 1)
-        await eventually(lambda: _indexed(world, 2), timeout=30)
+        await world.indexed(2)
     finally:
         stopping.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 20)
@@ -410,10 +418,6 @@ async def test_questions_are_cached_and_losing_redis_changes_nothing(world: Worl
     assert first == kept == again
     assert without == [first, first]
     assert cache_key("a", "m", "q") != cache_key("b", "m", "q")
-
-
-async def _indexed(world: World, count: int) -> bool:
-    return len(await world.rows("SELECT FROM memory_vec JOIN memory_lex USING (tenant_id, id) WHERE tenant_id = :tenant")) == count
 
 
 def refused(event_id: str) -> EventRefused:

@@ -36,6 +36,16 @@ BUS_STREAM_OVERFLOWS = Counter(
     "tessera_bus_stream_overflows_total", "Replies dropped because their reader was too slow; it can resume from the log."
 )
 
+# --- memory: admission, indexing, recall -------------------------------------------------------------------------------------------------
+MEMORIES_RECORDED = Counter("tessera_memories_recorded_total", "Memories admitted and put on the log of record.", ["kind"])
+MEMORIES_INDEXED = Counter("tessera_memories_indexed_total", "Index tasks done, by stage (lexical, vector).", ["stage"])
+RECALLS = Counter("tessera_recalls_total", "Searches of memory; degraded ones were answered without the embedder.", ["state"])
+RECALL_SECONDS = Histogram(
+    "tessera_recall_seconds",
+    "From the question to the ranked memories, embedding included.",
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+
 # --- generator: jobs and providers -------------------------------------------------------------------------------------------------------
 GENERATIONS_RUNNING = Gauge("tessera_generations_running", "Generations that this replica runs now.", ["provider"])
 GENERATIONS_ENDED = Counter(

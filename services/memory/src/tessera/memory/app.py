@@ -14,7 +14,7 @@ from tessera.memory.adapters.announcements import Announcements
 from tessera.memory.adapters.declaration import declared_once
 from tessera.memory.adapters.indexing import PostgresIndexQueue
 from tessera.memory.adapters.minilm import MiniLmEmbedder
-from tessera.memory.adapters.query_cache import CachedQueryEmbedder, QueryCache
+from tessera.memory.adapters.questions import CachedQueryEmbedder, GuardedEmbedder, QueryCache
 from tessera.memory.adapters.recall import PostgresMemoryStore
 from tessera.memory.adapters.refusals import note_refusal
 from tessera.memory.adapters.tenants import PostgresTenants
@@ -31,12 +31,13 @@ async def build(runtime: Runtime[MemorySettings]) -> None:
     embedder = await asyncio.to_thread(MiniLmEmbedder)
     await asyncio.to_thread(chunks, "The ranks are loaded now, not when the first document comes.")
     breaker = _embedder_breaker(runtime.settings)
-    handlers = Handlers(_tenants(runtime), PostgresMemoryStore(runtime.database), embedder, _queries(runtime, embedder, breaker))
+    guarded = GuardedEmbedder(embedder, breaker)
+    handlers = Handlers(_tenants(runtime), PostgresMemoryStore(runtime.database), guarded, _queries(runtime, embedder, breaker))
     runtime.add_dependency(EMBEDDER, required=False, check=embedder.check, breaker=breaker)
     runtime.on_close(embedder.close)
     consumers.register(runtime.bus, handlers, PostgresUnit)
     runtime.bus.consumer("ingestion").on_refused(note_refusal)
-    _add_workers(runtime, embedder, breaker)
+    _add_workers(runtime, guarded)
     runtime.add_worker("declaration", declared_once(runtime.bus))
 
 
@@ -76,10 +77,10 @@ def _embedder_breaker(settings: MemorySettings) -> Breaker:
     )
 
 
-def _add_workers(runtime: Runtime[MemorySettings], embedder: MiniLmEmbedder, breaker: Breaker) -> None:
+def _add_workers(runtime: Runtime[MemorySettings], embedder: GuardedEmbedder) -> None:
     queue, settings = PostgresIndexQueue(runtime.database), runtime.settings.indexing
     lexical = IndexWorker("lexical", queue, LexicalStage(), settings.lexical_batch, settings.poll)
-    vector = IndexWorker("vector", queue, VectorStage(embedder, breaker), settings.vector_batch, settings.poll)
+    vector = IndexWorker("vector", queue, VectorStage(embedder), settings.vector_batch, settings.poll)
     runtime.add_worker("announcements", Announcements(runtime.database, lexical.announced, vector.announced).run)
     runtime.add_worker("lexical", lexical.run)
     runtime.add_worker("vector", vector.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ from tessera.memory.ports import (
     Question,
     Tenants,
 )
+from tessera.telemetry import metrics
 
 EMBEDDER = "embedder"
 _LONG_DOCUMENT_CHARACTERS = 20_000
@@ -154,6 +156,7 @@ class Handlers:
 
     async def recall(self, tenant_id: str, query: str, limit: int, wanted: RecallFilter) -> Recollection:
         """Searches one tenant's memory. Without the embedder the answer is lexical and says so."""
+        started = time.perf_counter()
         vector = await self.queries.vector(tenant_id, query)
         question = Question(vector, self.embedder.model_id, dict(terms(query)), wanted, limit)
         async with self.store.snapshot(tenant_id) as snapshot:
@@ -161,6 +164,8 @@ class Handlers:
             ranked = fused(found.candidates, found.extent, vectors=vector is not None, now=datetime.now(UTC), limit=limit)
             memories = await snapshot.memories([one.key for one in ranked])
         recalled = tuple(_recalled(memories[one.key], one) for one in ranked if one.key in memories)
+        metrics.RECALL_SECONDS.observe(time.perf_counter() - started)
+        metrics.RECALLS.labels(state="complete" if vector is not None else "degraded").inc()
         return Recollection(recalled, () if vector is not None else (EMBEDDER,))
 
 
@@ -194,6 +199,7 @@ async def _record(unit: AdmissionUnit, memories: Sequence[Memory], **details: An
     """Stores memories and puts them on the log of record; gives back those that were new."""
     added = await unit.add(memories)
     for index, memory in enumerate(added):
+        metrics.MEMORIES_RECORDED.labels(kind=memory.kind).inc()
         key = admission.ordering_key(memory, details.get("source_entity_id"))
         data: EventData = admission.recorded(memory, **details)
         await unit.publish(data, step="recorded", index=index, key=key, subject_id=memory.subject_id)

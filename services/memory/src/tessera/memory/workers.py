@@ -11,7 +11,7 @@ from typing import Protocol
 from tessera.contracts.errors import RetryableError
 from tessera.memory.domain.terms import terms
 from tessera.memory.ports import Embedder, Indexable, IndexQueue, Stage, Vector
-from tessera.resilience import Breaker, ResilienceError
+from tessera.resilience import ResilienceError
 from tessera.telemetry import get_logger
 
 _log = get_logger(__name__)
@@ -69,15 +69,14 @@ class LexicalStage:
 class VectorStage:
     """Writes the vectors of what is due. Behind an open breaker the work waits in the queue and nothing is lost."""
 
-    def __init__(self, embedder: Embedder, breaker: Breaker) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._breaker = breaker
 
     async def __call__(self, queue: IndexQueue, limit: int) -> int:
         """See IndexStage."""
         async with queue.claim("vector", limit) as batch:
             if batch.items:
-                vectors = await self._breaker.call(self._vectors, batch.items)
+                vectors = await self._vectors(batch.items)
                 await batch.write_vectors(vectors, self._embedder.model_id)
         return batch.claimed
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tessera.bus import faults
 from tessera.memory.adapters import lexical
 from tessera.memory.adapters.sql import turn_of, vector_text
 from tessera.memory.domain import views
@@ -17,9 +18,12 @@ from tessera.memory.domain.records import Turn
 from tessera.memory.domain.views import NEIGHBOURS
 from tessera.memory.ports import Indexable, IndexBatch, Stage, Vector
 from tessera.storage import Database
+from tessera.telemetry import metrics
 
 CHANNEL = "tessera_memory_index"
 """Notified by Postgres whenever index work is added."""
+INDEXED_BEFORE_COMMIT = "memory_indexed_before_commit"
+"""Point at which a test may kill the process: everything is written, nothing is committed."""
 
 _CLAIM = text("""
     SELECT tenant_id, id, memory_id, neighbours FROM index_task WHERE stage = :stage ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -84,6 +88,9 @@ class PostgresIndexQueue:
             fresh = [task for task in tasks if task.neighbours]
             await connection.execute(_REINDEX_AFTER, {**_keys(fresh, "memory_id"), "stage": stage, "neighbours": NEIGHBOURS})
             await connection.execute(_DONE, _keys(tasks, "id"))
+            if tasks:
+                faults.reach(INDEXED_BEFORE_COMMIT)
+        metrics.MEMORIES_INDEXED.labels(stage=stage).inc(len(tasks))
 
 
 class PostgresIndexBatch:

@@ -16,9 +16,10 @@ from typing import Final
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state  # type: ignore[import-untyped]
 from tokenizers import Tokenizer
 
-from tessera.contracts.errors import FatalError
+from tessera.contracts.errors import FatalError, RetryableError
 from tessera.memory.ports import Embedded
 
 GRAPH_PATH: Final = Path(__file__).with_name("minilm.onnx")
@@ -32,6 +33,16 @@ BATCH_SIZE: Final = 16
 """Small batches of similar length keep padding low; larger ones gain nothing on a CPU (measured: 8-16)."""
 BATCH_TOKENS: Final = 512
 """So that a question never waits longer than some 0.1 s behind a batch of long texts."""
+
+FAILURES: Final = (
+    runtime_state.Fail,
+    runtime_state.RuntimeException,
+    runtime_state.EPFail,
+    runtime_state.InvalidArgument,
+    RuntimeError,
+    MemoryError,
+)
+"""What the runtime raises; its own classes have no common base."""
 
 
 def package_folder() -> Path:
@@ -61,7 +72,16 @@ class MiniLmEmbedder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
 
     async def embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """A vector and a token count per text, in the order given. Between two batches others get their turn."""
+        """A vector and a token count per text, in the order given. Between two batches others get their turn.
+
+        Raises RetryableError `embedder_failed`.
+        """
+        try:
+            return await self._embed(texts)
+        except FAILURES as error:
+            raise RetryableError(f"the embedding model failed: {error}", code="embedder_failed") from error
+
+    async def _embed(self, texts: Sequence[str]) -> list[Embedded]:
         run = asyncio.get_running_loop().run_in_executor
         encodings = await run(self._thread, self._encode, list(texts))
         results: dict[int, Embedded] = {}

@@ -1,16 +1,17 @@
-"""Vectors of recent questions in Redis: losing them costs time and nothing else."""
+"""The embedder behind its breaker, and vectors of recent questions in Redis: losing those costs time and nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from datetime import timedelta
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tessera.contracts.errors import RetryableError
-from tessera.memory.ports import Embedder, Vector
+from tessera.memory.ports import Embedded, Embedder, Vector
 from tessera.resilience import Breaker, CircuitOpenError, deadline
 from tessera.telemetry import get_logger
 
@@ -77,6 +78,23 @@ class CachedQueryEmbedder:
         except (CircuitOpenError, TimeoutError, RetryableError) as error:
             _log.warning("question not embedded", error=str(error))
             return None
+
+
+class GuardedEmbedder:
+    """An embedder behind its breaker. Raises CircuitOpenError while that is open."""
+
+    def __init__(self, embedder: Embedder, breaker: Breaker) -> None:
+        self._embedder = embedder
+        self._breaker = breaker
+
+    @property
+    def model_id(self) -> str:
+        """See Embedder."""
+        return self._embedder.model_id
+
+    async def embed(self, texts: Sequence[str]) -> list[Embedded]:
+        """See Embedder."""
+        return await self._breaker.call(self._embedder.embed, texts)
 
 
 def cache_key(tenant_id: str, model_id: str, query: str) -> str:
