@@ -49,6 +49,7 @@ async def test_learning_and_generating(postgres_database: Callable[..., Postgres
     async with database.transaction() as connection:
         rows = await connection.scalar(text("SELECT count(*) FROM ngram"))
     await database.close()
+    learned_at, generated_at = tokens / learning, pieces / generating
     report = f"learned {tokens} tokens at {learned_at:,.0f}/s into {rows} rows; generated {pieces} tokens at {generated_at:,.0f}/s"
     print(report)  # noqa: T201
     assert pieces > 100
