@@ -13,10 +13,10 @@ _INTERVAL_SECONDS = 0.02
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T | None]], timeout: timedelta | float = DEFAULT) -> T: ...
+async def eventually(condition: Callable[[], Awaitable[T | None]], timeout: timedelta | float = DEFAULT) -> T: ...  # noqa: ASYNC109 - polls
 @overload
-async def eventually(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T: ...
-async def eventually(condition: Callable[[], Any], timeout: timedelta | float = DEFAULT) -> Any:
+async def eventually(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T: ...  # noqa: ASYNC109 - polls
+async def eventually(condition: Callable[[], Any], timeout: timedelta | float = DEFAULT) -> Any:  # noqa: ASYNC109 - polls
     """Call `condition` (plain or async) until it returns something true and raises no AssertionError; give that back.
 
     After the time-out (seconds or timedelta) raises AssertionError with the last failure or the last value.
