@@ -52,7 +52,7 @@ from tessera.memory.ports import (
 from tessera.telemetry import metrics
 
 EMBEDDER = "embedder"
-_LONG_DOCUMENT_CHARACTERS = 20_000
+_LONG_DOCUMENT_CHARACTERS = 5_000
 """From here on splitting takes longer than the event loop may be held."""
 
 

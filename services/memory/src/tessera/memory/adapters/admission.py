@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -90,6 +91,8 @@ _REINDEX_AFTER = text("""
 """)
 _FORGET_TASKS = text("DELETE FROM index_task WHERE tenant_id = :tenant AND memory_id = ANY(CAST(:ids AS uuid[]))")
 _FORGET_VECTORS = text("DELETE FROM memory_vec WHERE tenant_id = :tenant AND id = ANY(CAST(:ids AS uuid[]))")
+_LONG_TEXT_CHARACTERS: Final = 2_000
+"""From here on finding all phrases takes longer than the event loop may be held."""
 
 
 class PostgresUnit:
@@ -161,7 +164,8 @@ class PostgresUnit:
         await self._execute(_REINDEX_AFTER, tenant=tenant_id, ids=ids, neighbours=NEIGHBOURS)
 
     async def _note_mentions(self, memory: Memory) -> None:
-        names = sorted(phrases(memory.text or ""))
+        words = memory.text or ""
+        names = sorted(await asyncio.to_thread(phrases, words) if len(words) > _LONG_TEXT_CHARACTERS else phrases(words))
         await self._execute(_INSERT_MENTIONS_OF_NAMES, tenant=memory.tenant_id, memory=memory.id, names=names)
 
     async def _note_mentions_of(self, entity: Entity, names: set[str]) -> None:

@@ -2,8 +2,8 @@
 
 Source: Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), with the never negative inverse document frequency
 that Lucene uses. The length that documents are compared with is a constant per view instead of the running average, so that a row
-depends on its own texts alone: built again from the log in any order, the index is the same. Measured on conversations the
-difference is below a point of recall (docs/memory.md).
+depends on its own texts alone: built again from the log in any order, the index is the same. On conversations the
+difference was below a point of recall.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each view (vector and lexical, of the memory alone and in its context) is scaled to 0..1 between its least and greatest value over
 everything that was searched, then weighted and summed. Fused scores of several views of a conversation turn found clearly more
-than reciprocal ranks did (docs/memory.md has the figures). Importance and recency are small on purpose: they part near ties and
+than reciprocal ranks did (docs/memory.md). Importance and recency are small on purpose: they part near ties and
 never beat a match.
 """
 

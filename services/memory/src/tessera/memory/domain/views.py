@@ -1,7 +1,7 @@
 """The texts that are indexed for a memory: who said it and when belongs to what is searched.
 
-Bare text cost the embedding model over 20 points of recall on conversations; a second view with the two turns before it
-gained some ten more (docs/memory.md).
+Bare text without them costs much recall on conversations, and a second view with the two turns before it gains some
+(docs/memory.md).
 """
 
 from __future__ import annotations
