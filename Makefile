@@ -1,7 +1,7 @@
 # Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run setup stop status logs env trace tour clean doctor test
+.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas bench-start test
 
 # The newest suitable Python, for making the environment; everything else runs inside .venv.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
@@ -44,3 +44,20 @@ tour: ## Go on the tour again; the platform must run
 
 clean: ## Stop and delete data, logs and secrets (ALL=yes: downloads too)
 	@if [ -x $(LOCAL) ]; then $(LOCAL) clean $(if $(ALL),all); fi
+
+check: setup ## Everything that can be said without running it: style, types, imports, locks, schemas, chart, compose, images
+	@$(BIN)/python deploy/tools/check.py
+
+security: setup ## Static analysis, a scan for secrets, known vulnerabilities of the locked dependencies
+	@$(BIN)/python deploy/tools/security.py
+
+lock: setup ## Renew requirements.lock and the lock of every image from the pyproject files
+	@$(BIN)/python deploy/tools/locks.py write
+
+schemas: ## Write new schema revisions, docs/events.md, docs/asyncapi.json and .env.example
+	@$(BIN)/python -m tessera.contracts.schemas write
+	@$(BIN)/python -m tessera.contracts.documents write
+	@$(BIN)/python deploy/tools/settings_example.py write
+
+bench-start: ## Measure cold start, warm start and tour in a fresh clone; one JSON line last
+	@$(BIN)/python deploy/tools/bench_start.py
