@@ -1,7 +1,7 @@
 # Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas bench-start test
+.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas bench-start
 
 # The newest suitable Python, for making the environment; everything else runs inside .venv.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
