@@ -1,4 +1,4 @@
-"""Tenants, API keys with their one look-up function, datasets, delivery tables."""
+"""Tenants, API keys with their one look-up function, datasets, generations with an Idempotency-Key, delivery tables."""
 
 from alembic import op
 
@@ -45,6 +45,19 @@ CREATE TABLE datasets (
 )
 """
 
+# One row per generation with an Idempotency-Key, written before its event is published.
+_GENERATIONS = """
+CREATE TABLE generations (
+    tenant_id text NOT NULL REFERENCES tenants,
+    id text NOT NULL,
+    body_digest bytea NOT NULL CHECK (octet_length(body_digest) = 16),
+    reply_partition integer NOT NULL,
+    reply_offset bigint NOT NULL CHECK (reply_offset >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, id)
+)
+"""
+
 # The only thing that the authenticator may do: one key by its public id, of an active tenant.
 _FIND_KEY = """
 CREATE FUNCTION find_key(wanted text)
@@ -58,11 +71,12 @@ $$
 
 
 def upgrade() -> None:
-    for statement in (_TENANTS, _API_KEYS, _DATASETS):
+    for statement in (_TENANTS, _API_KEYS, _DATASETS, _GENERATIONS):
         op.execute(statement)
     protect(op, "tenants", client=("select",), owner=True)
     protect(op, "api_keys", owner=True)
     protect(op, "datasets", client=("select", "insert"), owner=True)
+    protect(op, "generations", client=("select", "insert"))
     op.execute(_FIND_KEY)
     op.execute("REVOKE EXECUTE ON FUNCTION find_key(text) FROM PUBLIC")
     op.execute(f"GRANT EXECUTE ON FUNCTION find_key(text) TO {role_name('gateway', 'authenticator')}")
@@ -72,5 +86,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     drop_delivery_tables(op)
     op.execute("DROP FUNCTION find_key(text)")
-    for table in ("datasets", "api_keys", "tenants"):
+    for table in ("generations", "datasets", "api_keys", "tenants"):
         op.execute(f"DROP TABLE {table}")

@@ -204,11 +204,52 @@ def test_a_client_that_leaves_cancels_its_generation(gateway: Any, stream: bool)
     assert cancelled[0].data["reason"] == "client_disconnected"
 
 
-def test_the_same_idempotency_key_gives_the_same_generation(gateway: Any) -> None:
-    gateway.peer.on(GenerationRequested, answering("once"))
-    with gateway.openai() as client:
-        for _ in range(2):
-            client.chat.completions.create(model="local/quote", messages=HELLO, extra_headers={"Idempotency-Key": "only-once"})
-    first, second = gateway.peer.of(GenerationRequested)[-2:]
-    assert first.data["generation_id"] == second.data["generation_id"]
-    assert first.attributes["id"] == second.attributes["id"]
+def once(answer: Any) -> Any:
+    """A service that knows what it has done already."""
+    done: set[str] = set()
+
+    def script(heard: Any) -> list[EventData]:
+        generation = heard.data["generation_id"]
+        if generation in done:
+            return []
+        done.add(generation)
+        replies: list[EventData] = answer(heard)
+        return replies
+
+    return script
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_same_idempotency_key_joins_the_same_generation(gateway: Any, stream: bool) -> None:
+    gateway.peer.on(GenerationRequested, once(answering("on", "ce")))
+    body = {"model": "local/quote", "messages": HELLO, "stream": stream}
+    headers = {"Idempotency-Key": f"only-once-{stream}"}
+    with gateway.http() as client:
+        first, second = (client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2))
+        other = client.post("/v1/chat/completions", json={**body, "seed": 1}, headers=headers)
+    assert (first.status_code, "on" in first.text) == (200, True)
+    assert second.text.replace(": keep-alive\n\n", "") == first.text.replace(": keep-alive\n\n", "")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    asked = gateway.peer.of(GenerationRequested)[-2:]
+    assert len({heard.attributes["id"] for heard in asked}) == 1
+
+
+def test_a_client_that_left_finds_its_generation_again_by_its_key(gateway: Any) -> None:
+    held: list[Any] = []
+
+    def script(heard: Any) -> list[EventData]:
+        held.append(heard)
+        return [chunk(heard.data["generation_id"], 0, "first")] if len(held) == 1 else []
+
+    gateway.peer.on(GenerationRequested, script)
+    body = {"model": "local/quote", "messages": HELLO, "stream": True}
+    headers = {"Idempotency-Key": "interrupted"}
+    with gateway.http() as client:
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+            next(line for line in response.iter_lines() if "first" in line)
+        generation, partition = held[0].data["generation_id"], held[0].data["reply_partition"]
+        gateway.peer.say(completed(generation, 0, "first"), partition=partition, correlation=held[0].attributes["id"])
+        again = client.post("/v1/chat/completions", json=body, headers=headers)
+    assert "first" in again.text
+    assert again.text.endswith("data: [DONE]\n\n")
+    assert not [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation]

@@ -18,7 +18,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
-from tessera.gateway.ports import Call, KeyDescription, Published, Tenant
+from tessera.gateway.ports import Call, Claim, KeyDescription, Published, Since, Tenant
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
@@ -50,8 +50,11 @@ class MemoryLog:
             raise answer
         return answer
 
+    async def next_offset(self, partition: int) -> int:
+        return 7
+
     @asynccontextmanager
-    async def stream(self, generation_id: str) -> AsyncIterator[AsyncIterator[Located]]:
+    async def stream(self, generation_id: str, *, since: Since | None = None) -> AsyncIterator[AsyncIterator[Located]]:
         self.open_streams += 1
         try:
             yield self._replies()
@@ -98,6 +101,18 @@ class MemoryStore:
         return self.keys.pop(key_id, None) is not None
 
 
+class MemoryGenerations:
+    """`ports.Generations` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], tuple[bytes, Since]] = {}
+
+    async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
+        first = (tenant_id, generation_id) not in self.rows
+        digest, place = self.rows.setdefault((tenant_id, generation_id), (body_digest, since))
+        return Claim(first, digest == body_digest, place, datetime.now().astimezone())
+
+
 class NoDatasets:
     """`ports.Datasets` without any."""
 
@@ -135,7 +150,7 @@ def desk() -> Desk:
     async def ready() -> tuple[bool, str]:
         return True, "ready"
 
-    rooms = Rooms(log, store, NoDatasets(), Authenticator(store, PEPPER), ready, generation=Limits())
+    rooms = Rooms(log, store, NoDatasets(), MemoryGenerations(), Authenticator(store, PEPPER), ready, generation=Limits())
     for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):
         model = ModelReference(
             model_id=model_id,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.gateway.domain.frames import FrameId, data_frame, encode_json
@@ -12,8 +12,9 @@ pytestmark = pytest.mark.unit
 
 numbers = st.integers(min_value=0, max_value=2**63)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec=None)),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -28,7 +29,8 @@ def test_what_is_no_id(text: str) -> None:
     assert FrameId.parse(text) is None
 
 
-@given(st.dictionaries(st.text(), json_values))
+@settings(max_examples=50)
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=3))
 def test_a_frame_is_one_data_line_whatever_it_carries(value: dict[str, object]) -> None:
     frame = data_frame(value, FrameId("g", 1, 2, 3))
     head, data, *rest = frame.split(b"\n")

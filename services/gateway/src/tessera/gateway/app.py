@@ -8,7 +8,7 @@ from tessera.contracts.errors import RetryableError
 from tessera.gateway import consumers
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
-from tessera.gateway.adapters.postgres import PostgresKeys, PostgresTenants
+from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
 from tessera.gateway.domain import keys
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
@@ -49,6 +49,7 @@ def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
         log=BusLog(bus),
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
+        generations=PostgresGenerations(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
         ready=ready,
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),

@@ -56,6 +56,24 @@ class Published:
     offset: int
 
 
+@dataclass(frozen=True)
+class Since:
+    """A place in the reply topic."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A generation with an Idempotency-Key: who came first, and where its replies are."""
+
+    first: bool
+    same_body: bool
+    since: Since
+    created_at: datetime
+
+
 class Log(Protocol):
     """Events, questions and streams over the bus."""
 
@@ -81,8 +99,16 @@ class Log(Protocol):
         """The answer. Raises ApiError with the answering service's problem, or 504 `timed_out` when the caller's patience is over."""
         ...
 
-    def stream(self, generation_id: str) -> AbstractAsyncContextManager[AsyncIterator[Located]]:
-        """Every reply of a generation from the moment the context is entered: enter it before publishing the request."""
+    async def next_offset(self, partition: int) -> int:
+        """A place in our reply partition before every reply to what is published from now on."""
+        ...
+
+    def stream(self, generation_id: str, *, since: Since | None = None) -> AbstractAsyncContextManager[AsyncIterator[Located]]:
+        """Every reply of a generation from the moment the context is entered: enter it before publishing the request.
+
+        With `since` the log is read again from there, also if another process was the first to. Entering raises ApiError 410 where the log
+        no longer holds it; the iterator raises ApiError 503 where it is lost or its reader is too slow.
+        """
         ...
 
 
@@ -107,6 +133,14 @@ class Tenants(Protocol):
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
         """False where no such key exists; revoking twice keeps the first moment."""
+        ...
+
+
+class Generations(Protocol):
+    """Generations that have an Idempotency-Key. Others leave no row."""
+
+    async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
+        """Writes the row, or finds the one that is there."""
         ...
 
 

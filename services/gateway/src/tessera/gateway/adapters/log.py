@@ -1,7 +1,7 @@
 """Events, questions and streams over the bus."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
 
 from tessera.bus import Bus, Reply, faults
@@ -12,8 +12,8 @@ from tessera.contracts.errors import InvalidError, Problem, RetryableError
 from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, RequestFailed
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.assembly import Located
-from tessera.gateway.domain.errors import of_problem
-from tessera.gateway.ports import Call, Published
+from tessera.gateway.domain.errors import ApiError, of_problem
+from tessera.gateway.ports import Call, Published, Since
 from tessera.resilience import CircuitOpenError, TimedOutError
 
 PUBLISHED_BEFORE_ANSWER = "published_before_answer"
@@ -64,20 +64,31 @@ class BusLog:
         with _told():
             return await self._requests.ask(data, tenant_id=call.tenant_id, request_id=call.request_id, timeout=call.patience, key=key)
 
+    async def next_offset(self, partition: int) -> int:
+        """A place before every reply to what is published from now on."""
+        with _told():
+            return await self._requests.next_offset(partition)
+
     @asynccontextmanager
-    async def stream(self, generation_id: str) -> AsyncIterator[AsyncIterator[Located]]:
+    async def stream(self, generation_id: str, *, since: Since | None = None) -> AsyncIterator[AsyncIterator[Located]]:
         """A failed request of another service ends the generation like a failure of the engine."""
-        async with self._requests.stream(generation_id) as replies:
+        after = None if since is None else (since.partition, since.offset - 1)
+        async with AsyncExitStack() as stack:
+            with _told():
+                replies = await stack.enter_async_context(self._requests.stream(generation_id, after=after))
             yield _located(replies, generation_id)
 
 
 async def _located(replies: AsyncIterator[Reply[EventData]], generation_id: str) -> AsyncIterator[Located]:
-    async for reply in replies:
-        data = reply.data
-        if isinstance(data, RequestFailed):
-            data = GenerationFailed(generation_id=generation_id, problem=data.problem)
-        if isinstance(data, GenerationChunk | GenerationCompleted | GenerationFailed):
-            yield Located(data, reply.partition, reply.offset)
+    try:
+        async for reply in replies:
+            data = reply.data
+            if isinstance(data, RequestFailed):
+                data = GenerationFailed(generation_id=generation_id, problem=data.problem)
+            if isinstance(data, GenerationChunk | GenerationCompleted | GenerationFailed):
+                yield Located(data, reply.partition, reply.offset)
+    except RetryableError as error:
+        raise ApiError(503, error.code, error.message, retry_after=errors.RETRY_LATER) from error
 
 
 @contextmanager

@@ -9,10 +9,15 @@ from tessera.bus import Bus, Origin
 from tessera.contracts import derived_id
 from tessera.contracts.events import TenantChanged
 from tessera.gateway.domain.keys import StoredKey
-from tessera.gateway.ports import KeyDescription, Tenant
+from tessera.gateway.ports import Claim, KeyDescription, Since, Tenant
 from tessera.storage import Database
 
 _FIND_KEY = text("SELECT tenant_id, id, digest, scopes, expires_at, revoked_at FROM find_key(:id)")
+_CLAIM = text("""
+    INSERT INTO generations (tenant_id, id, body_digest, reply_partition, reply_offset)
+    VALUES (:tenant_id, :id, :digest, :partition, :offset) ON CONFLICT DO NOTHING
+""")
+_CLAIMED = text("SELECT body_digest, reply_partition, reply_offset, created_at FROM generations WHERE tenant_id = :tenant_id AND id = :id")
 _LIST_TENANTS = text("""
     SELECT tenant_id AS id, name, state, created_at FROM tenants WHERE tenant_id > :after ORDER BY tenant_id LIMIT :limit
 """)
@@ -45,6 +50,22 @@ class PostgresKeys:
         if row is None:
             return None
         return StoredKey(row["tenant_id"], row["id"], row["digest"], frozenset(row["scopes"]), row["expires_at"], row["revoked_at"])
+
+
+class PostgresGenerations:
+    """Implements `ports.Generations`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
+        """Writes the row, or finds the one that is there."""
+        values = {"tenant_id": tenant_id, "id": generation_id, "digest": body_digest, "partition": since.partition, "offset": since.offset}
+        async with self._database.writing(tenant_id) as connection:
+            written = await connection.execute(_CLAIM, values)
+            row = (await connection.execute(_CLAIMED, {"tenant_id": tenant_id, "id": generation_id})).mappings().one()
+        place = Since(row["reply_partition"], row["reply_offset"])
+        return Claim(written.rowcount == 1, row["body_digest"] == body_digest, place, row["created_at"])
 
 
 class PostgresTenants:

@@ -31,6 +31,7 @@ _STATUS_OF_CODE: Final = {
     "fatal_error": 500,
     "rate_limited": 429,
     "event_too_large": 413,
+    "stream_expired": 410,
 }
 
 
@@ -65,6 +66,11 @@ def of_problem(problem: Problem, *, default_status: int = 500) -> ApiError:
     status = problem.status or _status_of_code(problem.code, default_status)
     retry_after = RETRY_LATER if status == 503 else None
     return ApiError(status, problem.code, problem.message, param=problem.param, retry_after=retry_after)
+
+
+def of_error(error: TesseraError) -> ApiError:
+    """Any error with a meaning as an answer."""
+    return error if isinstance(error, ApiError) else of_problem(Problem.of(error))
 
 
 def _status_of_code(code: str, default: int) -> int:

@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from tessera.contracts import derived_id, uuid7
+from tessera.contracts.errors import TesseraError
 from tessera.contracts.events import GenerationCancelled, GenerationCompleted, GenerationFailed, GenerationRequested
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.answers import StreamedAnswer, error_frame
 from tessera.gateway.domain.assembly import Assembly, Located
-from tessera.gateway.domain.errors import ApiError, of_problem
+from tessera.gateway.domain.errors import ApiError, of_error, of_problem
 from tessera.gateway.domain.frames import KEEP_ALIVE
-from tessera.gateway.ports import Call, Log
+from tessera.gateway.ports import Call, Claim, Generations, Log, Since
 from tessera.resilience import TimedOutError
 from tessera.telemetry import get_logger
 
@@ -38,10 +39,23 @@ def generation_id(tenant_id: str, idempotency_key: str | None) -> str:
     return str(derived_id(f"{tenant_id}\x00{idempotency_key}", "generation"))
 
 
-class Generation:
-    """A published generation whose replies are being followed. `close` must be called; it cancels what has not ended."""
+async def claimed(generations: Generations, log: Log, request: GenerationRequested, call: Call, body_digest: bytes) -> Claim:
+    """The row of a generation with an Idempotency-Key, before its event. Raises ApiError 409 where the key came with another body."""
+    since = Since(request.reply_partition, await log.next_offset(request.reply_partition))
+    claim = await generations.claim(call.tenant_id, request.generation_id, body_digest, since)
+    if not claim.same_body:
+        raise ApiError(409, "idempotency_key_reused", "This Idempotency-Key was used with another body.")
+    return claim
 
-    def __init__(self, log: Log, request: GenerationRequested, call: Call, limits: Limits) -> None:
+
+class Generation:
+    """A generation whose replies are being followed. `close` must be called; it cancels what has not ended.
+
+    With a claim it is not cancelled when the client leaves: the key says that it may be asked for again, and whoever asks joins it.
+    """
+
+    def __init__(self, log: Log, request: GenerationRequested, call: Call, limits: Limits, claim: Claim | None = None) -> None:
+        self._claim = claim
         self._log = log
         self._request = request
         self._call = call
@@ -52,9 +66,13 @@ class Generation:
         self._ended = False
 
     async def open(self) -> None:
-        """Listens, then publishes. Raises ApiError 503 when Kafka cannot be reached; nothing runs then."""
+        """Listens, then publishes. Raises ApiError 503 when Kafka cannot be reached, 410 when the log no longer holds what is joined.
+
+        Who joins publishes again, with the same id: the first may have died between its row and its event, and a repeat changes nothing.
+        """
         self._expires_at = asyncio.get_running_loop().time() + self._limits.timeout.total_seconds()
-        replies = await self._stack.enter_async_context(self._log.stream(self._request.generation_id))
+        joined = self._claim.since if self._claim and not self._claim.first else None
+        replies = await self._stack.enter_async_context(self._log.stream(self._request.generation_id, since=joined))
         self._replies = _assembled(replies)
         await self._log.publish(
             self._request,
@@ -81,14 +99,14 @@ class Generation:
                 yield KEEP_ALIVE if reply is None else b"".join(answer.frames(reply))
             if not self._ended:
                 yield error_frame(_cut_off())
-        except ApiError as error:
-            yield error_frame(error)
+        except TesseraError as error:
+            yield error_frame(of_error(error))
 
     async def close(self, reason: CancelReason = "client_disconnected") -> None:
         """Stops listening; a generation that has not ended is cancelled. May be called again."""
-        if self._published and not self._ended:
-            self._ended = True
+        if self._published and not self._ended and self._claim is None:
             await self._cancel(reason)
+        self._ended = True
         await self._stack.aclose()
 
     async def _followed(self) -> AsyncIterator[Located | None]:

@@ -11,6 +11,7 @@ from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
 from tessera.gateway.handlers import access
 from tessera.gateway.ports import KeyDescription, Tenant
 from tessera.gateway.routes.context import Operator, rooms_of
+from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.administration import (
     HealthView,
     KeyBody,
@@ -25,7 +26,7 @@ from tessera.gateway.routes.schemas.administration import (
     TenantView,
 )
 
-router = APIRouter(tags=["administration"])
+router = APIRouter(route_class=CarefulRoute, tags=["administration"])
 
 Row = TypeVar("Row", Tenant, KeyDescription)
 Limit = Annotated[int, Query(ge=1, le=200)]

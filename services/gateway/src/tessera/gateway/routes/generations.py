@@ -6,11 +6,13 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tessera.contracts import body_digest
 from tessera.contracts.events import Capability, GenerationRequested, ModelReference
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
 from tessera.gateway.domain.frames import encode_json
-from tessera.gateway.handlers.generations import Generation, generation_id
+from tessera.gateway.handlers.generations import Generation, claimed, generation_id
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
+from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.generations import (
     ChatCompletionBody,
     ChatCompletionView,
@@ -20,7 +22,7 @@ from tessera.gateway.routes.schemas.generations import (
 )
 from tessera.gateway.routes.streaming import EventStream, unless_disconnected
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(route_class=CarefulRoute, tags=["generation"])
 
 _STREAM: Final[dict[str, Any]] = {
     "text/event-stream": {
@@ -37,7 +39,7 @@ async def create_chat_completion(
     """Answer a chat, streamed or not. With `tessera.memory` the answer is grounded on recalled memories."""
     model = _model(caller, body, "chat")
     accepted = _accepted(caller, body, model, idempotency_key, messages=body.checked_messages())
-    return await _respond(request, caller, body, accepted, "chat")
+    return await _respond(request, caller, body, accepted, form="chat", keyed=idempotency_key is not None)
 
 
 @router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionView, "content": _STREAM}})
@@ -45,7 +47,7 @@ async def create_completion(body: CompletionBody, request: Request, caller: Infe
     """Continue a text, streamed or not."""
     model = _model(caller, body, "completion")
     accepted = _accepted(caller, body, model, idempotency_key, prompt=body.text())
-    return await _respond(request, caller, body, accepted, "text")
+    return await _respond(request, caller, body, accepted, form="text", keyed=idempotency_key is not None)
 
 
 def _model(caller: Caller, body: GenerationBody, capability: Capability) -> ModelReference:
@@ -68,9 +70,16 @@ def _accepted(
     )
 
 
-async def _respond(request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, form: Form) -> Response:
-    answer = Answer(form, accepted.generation_id, body.model, int(time.time()), body.wants_usage)
-    generation = Generation(caller.rooms.log, accepted, caller.call, caller.rooms.generation)
+async def _respond(
+    request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, *, form: Form, keyed: bool
+) -> Response:
+    rooms = caller.rooms
+    claim = await claimed(rooms.generations, rooms.log, accepted, caller.call, _digest(form, body)) if keyed else None
+    if claim is not None:
+        accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
+    created = int(claim.created_at.timestamp() if claim else time.time())
+    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage)
+    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim)
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer))
     try:
@@ -79,6 +88,11 @@ async def _respond(request: Request, caller: Caller, body: GenerationBody, accep
         await generation.close()
         raise
     return EventStream(generation, generation.frames(StreamedAnswer(answer)))
+
+
+def _digest(form: Form, body: GenerationBody) -> bytes:
+    """What tells one body from another under the same Idempotency-Key."""
+    return body_digest(encode_json([form, body.model_dump(mode="json", exclude_unset=True)]))
 
 
 async def _whole(generation: Generation, answer: Answer) -> Response:

@@ -10,6 +10,7 @@ from tessera.contracts.events import PolicyReported, RetentionPolicy, SweepRepor
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers import governance
 from tessera.gateway.routes.context import DataEngineer, IdempotencyKey, RetentionOfficer
+from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.governance import (
     DatasetView,
     PolicyView,
@@ -20,7 +21,7 @@ from tessera.gateway.routes.schemas.governance import (
     ValidationView,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=CarefulRoute)
 
 ResourceId = Annotated[str, Path(min_length=1, max_length=128)]
 

@@ -12,6 +12,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers import memories
 from tessera.gateway.handlers.memories import Item
 from tessera.gateway.routes.context import Caller, IdempotencyKey, MemoryReader, MemoryWriter
+from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.memories import (
     ITEMS,
     AcceptedView,
@@ -28,7 +29,7 @@ from tessera.gateway.routes.schemas.memories import (
 )
 from tessera.gateway.routes.validation import of_validation
 
-router = APIRouter(tags=["memory"])
+router = APIRouter(route_class=CarefulRoute, tags=["memory"])
 
 
 @router.post("/v1/memories", status_code=202)

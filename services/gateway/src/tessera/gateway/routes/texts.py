@@ -12,6 +12,7 @@ from tessera.gateway.domain.directories import DeclaredModel
 from tessera.gateway.domain.errors import ApiError, unsupported
 from tessera.gateway.handlers import texts
 from tessera.gateway.routes.context import Caller, Inference
+from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.texts import (
     DetokenizeBody,
     EmbeddingBody,
@@ -25,7 +26,7 @@ from tessera.gateway.routes.schemas.texts import (
     TokenizeBody,
 )
 
-router = APIRouter(tags=["models and text"])
+router = APIRouter(route_class=CarefulRoute, tags=["models and text"])
 
 DEFAULT_ENCODING: Final = "o200k_base"
 

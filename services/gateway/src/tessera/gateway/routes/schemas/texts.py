@@ -42,7 +42,7 @@ EmbeddingInput = Annotated[str, Field(min_length=1, max_length=100_000)]
 class EmbeddingBody(Body):
     """`POST /v1/embeddings`."""
 
-    model_config = examples({"model": "local/all-minilm-l6-v2", "input": "The archive is in the cellar."})
+    model_config = examples({"model": "all-MiniLM-L6-v2", "input": "The archive is in the cellar."})
 
     model: ModelId
     input: Annotated[
