@@ -1,7 +1,7 @@
 """`make bench-start`: how long a newcomer waits. Clones HEAD, then `make run` cold, `make run` warm, `make stop`.
 
-Progress on stderr, one JSON line last on stdout. Cold means an empty clone with a state folder of its own, downloads included; the caches of pip, uv
-and Maven of this user are used as they are, and `caches` says how many there were.
+Progress on stderr, one JSON line last on stdout. Cold means an empty clone with a state folder of its own, downloads
+included; this user's caches of pip, uv and Maven are used as they are, and `caches` says how many there were.
 """
 
 from __future__ import annotations

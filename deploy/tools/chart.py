@@ -43,7 +43,7 @@ def problems(objects: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> int:
     """The command line; returns the exit code."""
-    found = []
+    found: list[str] = []
     for path in sorted((CHART / "ci").glob("*-values.yaml")):
         objects = rendered(yaml.safe_load(path.read_text(encoding="utf-8")))
         sys.stdout.write(f"{path.name}: {len(objects)} objects\n")

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.catalogue import SERVICES
+from tessera.local.settings import LocalSettings
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 _HEAD = """\
@@ -46,6 +47,7 @@ def example() -> str:
     for service in SERVICES:
         own = list(_lines(settings_class(service), f"TESSERA_{service.upper()}__", skip=set(ServiceSettings.model_fields)))
         lines += [f"\n# --- {service}", *(own or ["# (no settings of its own)"])]
+    lines += ["\n# --- the stack of `make run`", *_lines(LocalSettings, "TESSERA_LOCAL__", skip=set())]
     return "\n".join(lines) + "\n"
 
 
