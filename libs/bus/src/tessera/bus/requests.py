@@ -66,6 +66,14 @@ class Requests:
         """All partitions that this process reads."""
         return self._partitions
 
+    async def next_offset(self, partition: int) -> int:
+        """A place in one of our partitions before every reply to what is published from now on.
+
+        `stream(…, after=(partition, it - 1))` misses none of them. Raises RetryableError when Kafka does not answer.
+        """
+        with as_retryable():
+            return int(await self._feed.consumer.position(TopicPartition(self._kafka.physical(_REPLY.name), partition)))
+
     async def start(self) -> None:
         """Begins to read at the end of each partition; what is asked from now on will be seen."""
         await self._feed.start()
@@ -181,7 +189,7 @@ class Requests:
     @asynccontextmanager
     async def _replayed(self, generation_id: str, partition: int, offset: int) -> AsyncIterator[AsyncIterator[Reply[EventData]]]:
         target = TopicPartition(self._kafka.physical(_REPLY.name), partition)
-        if not 0 <= partition < REPLY_PARTITIONS or offset < 0:
+        if not 0 <= partition < REPLY_PARTITIONS or offset < -1:
             raise StreamExpiredError("There is no such position.")
         consumer = AIOKafkaConsumer(
             **self._kafka.connection(f"{self._client_id}-replay"),
