@@ -112,6 +112,7 @@ async def test_a_large_file_is_sampled_and_hashed_whole(objects: ObjectStore, tm
         (b"x\n1\n", b"a\n1\n", "no_common_columns"),
         (b"a\nx\n", b"a\n1\n", "no_common_columns"),
         (b'a,b\n1,"never closed\n', b"a\n1\n", "dataset_unreadable"),
+        (b"a,b\n1,2\n1,2,3\n", b"a\n1\n", "dataset_unreadable"),
         (b"a\n\xff\xfe\n", b"a\n1\n", "dataset_unreadable"),
     ],
 )

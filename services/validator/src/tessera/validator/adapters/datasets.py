@@ -22,8 +22,9 @@ from tessera.storage import ObjectStore
 from tessera.validator.domain.tables import Columns, Comparison, Table
 from tessera.validator.ports import LoadedCandidate, LoadedComparison
 
+# skip = 0 and the fixed delimiter: left to guess, DuckDB drops the rows before a ragged one without a word.
 _READERS: Final = {
-    "csv": "read_csv({}, header = true, quote = '\"', sample_size = -1)",
+    "csv": "read_csv({}, header = true, skip = 0, delim = ',', quote = '\"', sample_size = -1)",
     "parquet": "read_parquet({})",
     "jsonl": "read_json({}, format = 'newline_delimited', sample_size = -1)",
 }
