@@ -1,10 +1,14 @@
 """What the commands say before anything runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tessera.local import cli
+from tessera.local.plan import port_names
+from tessera.local.ports import free_ports
+from tessera.local.settings import LocalSettings
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["env", "tour"])
+@pytest.mark.parametrize("command", ["env", "tour", "status"])
 def test_what_needs_a_platform_says_how_to_start_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command]) == 1
     told = capsys.readouterr()
@@ -28,17 +32,15 @@ def test_stopping_nothing_makes_nothing(home: Path, capsys: pytest.CaptureFixtur
     assert not home.exists()
 
 
-def test_status_of_nothing_is_not_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status"]) == 3
-    assert "Nothing is running" in capsys.readouterr().out
-
-
 def test_status_of_a_stopped_platform_names_every_process(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.mkdir()
+    ports = free_ports(port_names(LocalSettings()))
+    (home / "ports.json").write_text(json.dumps(ports))
     assert cli.main(["status"]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines][:4] == ["kafka", "postgres", "redis", "gateway-1"]
     assert all("STOPPED" in line and "silent" in line for line in lines)
+    assert json.loads((home / "ports.json").read_text()) == ports
 
 
 def test_logs_of_nobody_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

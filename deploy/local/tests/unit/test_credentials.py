@@ -23,3 +23,10 @@ def test_a_secret_of_a_form_of_its_own_is_made_once(tmp_path: Path) -> None:
     credentials = Credentials(tmp_path / "secrets.json")
     assert credentials.kept("key", lambda: "first") == "first"
     assert credentials.kept("key", lambda: "second") == "first"
+
+
+def test_two_holders_of_the_file_do_not_lose_each_others_secrets(tmp_path: Path) -> None:
+    one, two = (Credentials(tmp_path / "secrets.json") for _ in range(2))
+    postgres, redis = one["postgres"], two["redis"]
+    assert two["postgres"] == postgres
+    assert Credentials(tmp_path / "secrets.json")["redis"] == redis

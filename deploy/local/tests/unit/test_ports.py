@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tessera.local.errors import PortTakenError
-from tessera.local.ports import LOOPBACK, accepts_connections, free_port, free_ports, is_free, remembered_ports, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import LOOPBACK, accepts_connections, free_port, free_ports, is_free, remembered_ports
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tessera.local.console import say
 from tessera.local.errors import LocalError
 from tessera.local.folders import CHECKOUT, home
-from tessera.local.platform import Platform, exclusive
+from tessera.local.platform import NOT_RUNNING, Platform, exclusive
 from tessera.local.settings import LocalSettings
 
 TOUR = CHECKOUT / "tests" / "e2e" / "tour.py"
@@ -40,7 +40,7 @@ def run(_: Sequence[str]) -> int:
     """Bring the platform up, then go on the tour."""
     started = time.monotonic()
     with exclusive(home()):
-        platform = _platform()
+        platform = _platform(choose_ports=True)
         say(f"Starting Tessera (everything it keeps is in {_shown(home())})")
         platform.up()
     say(f"Ready after {time.monotonic() - started:.1f} s.")
@@ -67,16 +67,13 @@ def stop(_: Sequence[str]) -> int:
         say("Nothing is running.")
         return 0
     with exclusive(home()):
-        _platform().down()
+        _platform(choose_ports=True).down()
     say("Stopped.")
     return 0
 
 
 def status(_: Sequence[str]) -> int:
     """Say what runs; exit code 3 when something is not ready."""
-    if not home().exists():
-        say("Nothing is running: `make run` starts it.")
-        return 3
     platform = _platform()
     for line in platform.report():
         say(line)
@@ -117,14 +114,16 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def _platform() -> Platform:
-    return Platform(home(), LocalSettings())
+def _platform(*, choose_ports: bool = False) -> Platform:
+    if not choose_ports and not home().exists():
+        raise LocalError(NOT_RUNNING)
+    return Platform(home(), LocalSettings(), choose_ports=choose_ports)
 
 
 def _running() -> Platform:
-    platform = _platform() if home().exists() else None
-    if platform is None or not platform.is_running:
-        raise LocalError("Tessera is not running: `make run` starts it.")
+    platform = _platform()
+    if not platform.is_running:
+        raise LocalError(NOT_RUNNING)
     return platform
 
 

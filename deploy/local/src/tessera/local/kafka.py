@@ -5,14 +5,11 @@ Jars and a class data archive are fetched and built once into the cache (about 4
 
 import asyncio
 import base64
-import fcntl
 import os
 import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,8 +18,9 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from tessera.local.errors import LocalError
+from tessera.local.files import locked, replace_text
 from tessera.local.folders import RECIPES, cache
-from tessera.local.ports import LOOPBACK, accepts_connections, free_ports, replace_text
+from tessera.local.ports import LOOPBACK, accepts_connections, free_ports
 from tessera.local.processes import Command, Server, run_apart
 from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, maven
 
@@ -110,7 +108,7 @@ class KafkaDistribution:
         if self.is_complete():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / "build.lock"):
+        with locked(self.folder / "build.lock"):
             if not self.jars.exists():
                 self._fetch()
             if not self.archive.exists():
@@ -254,10 +252,3 @@ def _cluster_id() -> str:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         if not text.startswith("-"):
             return text
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

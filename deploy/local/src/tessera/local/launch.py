@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from tessera.local.ports import is_free, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import is_free
 
 EXIT_LOCKED = 75
 EXIT_PORT_TAKEN = 76
@@ -99,7 +100,7 @@ def _as_user(name: str | None, death_signal: signal.Signals | None, traverse: bo
     if death_signal is not None:
         prefix.append(f"--pdeathsig={death_signal.name}")
     if traverse:
-        prefix += ["--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"]
+        prefix += ["--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override", "--securebits=+no_setuid_fixup"]
     return [*prefix, "--"]
 
 

@@ -23,9 +23,10 @@ from tessera.local.environment import (
     service_program,
     settings_file,
 )
+from tessera.local.files import replace_text
 from tessera.local.folders import CHECKOUT
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
-from tessera.local.ports import LOOPBACK, replace_text
+from tessera.local.ports import LOOPBACK
 from tessera.local.postgres import Postgres
 from tessera.local.processes import Command, Server
 from tessera.local.redis import Redis

@@ -22,16 +22,18 @@ from tessera.local.console import say, step
 from tessera.local.credentials import Credentials
 from tessera.local.environment import SERVICES, given_addresses
 from tessera.local.errors import LocalError, NotReadyError
+from tessera.local.files import replace_text
 from tessera.local.folders import CHECKOUT
 from tessera.local.kafka import cached_distribution, kafka_answers
 from tessera.local.plan import Instance, Plan, digest, port_names
-from tessera.local.ports import LOOPBACK, accepts_connections, remembered_ports, replace_text
+from tessera.local.ports import LOOPBACK, accepts_connections, remembered_ports
 from tessera.local.postgres import postgres_answers
 from tessera.local.processes import last_lines, wait_until
 from tessera.local.redis import redis_answers
 from tessera.local.settings import LocalSettings
 from tessera.local.supervision import Supervisor
 
+NOT_RUNNING = "Tessera is not running: `make run` starts it."
 _FATAL = ("FATAL", "UNKNOWN")
 _LIVES = 4
 """A process that supervisord had to start again so often while we waited will not come up."""
@@ -39,13 +41,13 @@ _PROBE_SECONDS = 2
 
 
 class Platform:
-    """The platform of one state folder."""
+    """The platform of one state folder. Make it under `exclusive`, unless it is only looked at (`choose_ports=False`)."""
 
-    def __init__(self, folder: Path, settings: LocalSettings) -> None:
+    def __init__(self, folder: Path, settings: LocalSettings, *, choose_ports: bool) -> None:
         self.folder = folder
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
-        self.plan, self.supervisor = self._planned()
+        self.plan, self.supervisor = self._planned(choose_ports)
 
     @property
     def is_running(self) -> bool:
@@ -80,13 +82,16 @@ class Platform:
         """Whether every service says that it can work."""
         return self.is_running and all(_is_ready(instance.admin_port) for instance in self.plan.instances)
 
-    def _planned(self) -> tuple[Plan, Supervisor]:
+    def _planned(self, choose_ports: bool) -> tuple[Plan, Supervisor]:
         """Ports stay as remembered, except those that somebody else has taken while our program was down."""
         file = self.folder / "ports.json"
         known: Mapping[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        names = port_names(self.settings)
+        if not choose_ports and not known.keys() >= set(names):
+            raise LocalError(NOT_RUNNING)
         password = Credentials(self.folder / "secrets.json")["supervisor"]
         before = Supervisor(self.folder, known.get("supervisor", 0), password, self.settings.log_bytes)
-        ports = remembered_ports(file, port_names(self.settings), _held(before.states()))
+        ports = remembered_ports(file, names, _held(before.states())) if choose_ports else known
         plan = Plan(self.folder, self.settings, ports, given_addresses(ports))
         return plan, Supervisor(self.folder, ports["supervisor"], password, self.settings.log_bytes)
 
@@ -120,20 +125,13 @@ class Platform:
         if not self.plan.given and stamp.exists() and stamp.read_text() == wanted:
             return
         stamp.unlink(missing_ok=True)
+        operator = self.plan.operator_environment()
         with step("database, migrations and topics"), ThreadPoolExecutor(2) as both:
-            database = both.submit(self._run_in_turn, ["tessera.storage.bootstrap", *SERVICES], ["tessera.storage.migrate", *SERVICES])
-            topics = both.submit(self._run_in_turn, ["tessera.bus.topics"])
+            database = both.submit(_run_in_turn, operator, ["tessera.storage.bootstrap", *SERVICES], ["tessera.storage.migrate", *SERVICES])
+            topics = both.submit(_run_in_turn, operator, ["tessera.bus.topics"])
             database.result()
             topics.result()
         replace_text(stamp, wanted)
-
-    def _run_in_turn(self, *modules: Sequence[str]) -> None:
-        environment = {**os.environ, **self.plan.operator_environment()}
-        for module in modules:
-            command = [sys.executable, "-m", *module]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-            if done.returncode != 0:
-                raise LocalError(f"{module[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
     def _data_fingerprint(self) -> str:
         """Changes with migrations, topics, passwords, and when a data folder was made anew."""
@@ -191,6 +189,16 @@ def exclusive(folder: Path) -> Iterator[None]:
             say("Another command is at work in this checkout; waiting for it.")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _run_in_turn(variables: Mapping[str, str], *modules: Sequence[str]) -> None:
+    for module in modules:
+        command = [sys.executable, "-m", *module]
+        done = subprocess.run(
+            command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        if done.returncode != 0:
+            raise LocalError(f"{module[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 def _held(states: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tessera.local.errors import PortTakenError
+from tessera.local.files import replace_text
 
 LOOPBACK = "127.0.0.1"
 # Below the kernel's range for outgoing connections (from 32768 on Linux): no client socket takes a port between choosing and using it.
@@ -65,13 +66,3 @@ def remembered_ports(file: Path, names: Iterable[str], in_use_by_us: Iterable[st
     if chosen != known:
         replace_text(file, json.dumps(chosen, indent=2) + "\n")
     return chosen
-
-
-def replace_text(file: Path, text: str, mode: int = 0o644) -> None:
-    """Write `file` so that a reader, or a crash, sees the old or the new text and never a part of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.touch(mode=mode)
-    temporary.chmod(mode)
-    temporary.write_text(text)
-    temporary.replace(file)

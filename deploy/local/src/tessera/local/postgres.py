@@ -13,7 +13,8 @@ from typing import ClassVar
 import asyncpg
 
 from tessera.local.errors import LocalError, MissingToolError
-from tessera.local.ports import LOOPBACK, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import LOOPBACK
 from tessera.local.processes import Command, Server, run_apart
 
 ADMINISTRATOR = "postgres"

@@ -10,7 +10,8 @@ from redis import Redis as Client
 from redis.exceptions import RedisError
 
 from tessera.local.errors import MissingToolError
-from tessera.local.ports import LOOPBACK, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import LOOPBACK
 from tessera.local.processes import Command, Server
 
 _CONFIGURATION = """\

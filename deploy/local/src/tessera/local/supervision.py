@@ -12,7 +12,8 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 from tessera.local.errors import LocalError
-from tessera.local.ports import LOOPBACK, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import LOOPBACK
 from tessera.local.processes import Command, end, last_lines, recorded, spawn, wait_until
 
 _USER = "tessera"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tessera.local.environment import Addresses, common_environment, instance_environment, service_program
-from tessera.local.ports import LOOPBACK, free_ports, replace_text
+from tessera.local.files import replace_text
+from tessera.local.ports import LOOPBACK, free_ports
 from tessera.local.processes import Command, Server
 from tessera.testkit.databases import PostgresDatabase
 from tessera.testkit.stack import Stack
