@@ -24,10 +24,18 @@ from tessera.contracts.events import (
     ArchivedItem,
     ArchiveRequested,
     DocumentPublished,
+    EmbeddingRequested,
     EntityPublished,
     EventRefused,
+    GenerationRequested,
+    GenerationTokenized,
+    IngestionInspected,
+    MemoryGrounding,
     MessagePublished,
+    ModelReference,
+    PromptTokens,
     RecallFilter,
+    RecallRequested,
     RelationPublished,
     TenantChanged,
 )
@@ -51,6 +59,19 @@ from tessera.testkit.databases import PostgresDatabase
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Listener:
+    """Hears what a handler answers."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    async def reply(self, data: EventData) -> None:
+        self.heard.append(data)
+
+    async def publish(self, data: EventData, **_addressed: Any) -> None:
+        self.heard.append(data)
 
 
 class BrokenEmbedder:
@@ -80,6 +101,14 @@ class World:
         async with self.database.transaction() as connection:
             await handler(event, PostgresUnit(Transaction(connection, event.origin, "memory", rows)))
         self.published += rows
+
+    async def ask(self, data: EventData) -> Any:
+        """Hands a question to its handler and gives back the answer."""
+        listener = Listener()
+        name = data.event_type.split(".", 1)[1].rsplit(".", 1)[0].replace(".", "_")
+        await getattr(self.handlers, name)(received(data, "question", self.tenant), listener)
+        (answer,) = listener.heard
+        return answer
 
     async def say(self, words: str, event_id: str, minute: int = 0, **more: Any) -> None:
         said = MessagePublished(conversation_id="c", role="user", content=words, occurred_at=START + timedelta(minutes=minute), **more)
@@ -364,6 +393,31 @@ async def test_an_ingested_event_is_applied_then_searchable(world: World) -> Non
     assert await state() == (True, True, False)
     await world.index()
     assert await state() == (True, False, False)
+
+
+async def test_questions_are_answered(world: World) -> None:
+    await world.say("The parrot is called Iago.", "m")
+    await world.index()
+    model = ModelReference(model_id="m", provider="p", capability="chat", encoding="o200k_base", template="plain", exact=True)
+    plain = GenerationRequested(generation_id="g", model=model, prompt="What is the parrot called?", reply_partition=0)
+    grounded = plain.model_copy(update={"memory": MemoryGrounding()})
+    prompt = PromptTokens(count=1, source="counted")
+
+    recalled = await world.ask(RecallRequested(query="parrot", reply_partition=0))
+    reported = await world.ask(IngestionInspected(event_id="m", reply_partition=0))
+    unknown = await world.ask(IngestionInspected(event_id="never", reply_partition=0))
+    embedded = await world.ask(EmbeddingRequested(model="all-MiniLM-L6-v2", inputs=("parrot",), reply_partition=0))
+    not_asked = await world.ask(GenerationTokenized(request=plain, prompt=prompt))
+    ready = await world.ask(GenerationTokenized(request=grounded, prompt=prompt))
+
+    assert [memory.origin_id for memory in recalled.memories] == ["m"]
+    assert (reported.state, unknown.state) == ("searchable", "unknown")
+    assert (len(embedded.vectors[0]), embedded.token_counts) == (384, (3,))
+    assert (not_asked.recall, not_asked.memories) == ("not_asked", ())
+    assert (ready.recall, [memory.origin_id for memory in ready.memories]) == ("complete", ["m"])
+    with pytest.raises(InvalidError) as refusal:
+        await world.ask(EmbeddingRequested(model="other", inputs=("x",), reply_partition=0))
+    assert refusal.value.code == "model_not_found"
 
 
 async def test_tenants_must_be_known_and_active(world: World) -> None:
