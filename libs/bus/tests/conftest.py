@@ -10,11 +10,13 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from tessera.bus.settings import KafkaSettings
-from tessera.bus.topics import ensure_all
+from tessera.bus.topics import TopicDirectory, Wanted, wanted_topics
+from tessera.contracts.catalogue import TOPICS, consumed_by, produced_by
 from tessera.storage import Database, PostgresSettings
 from tessera.storage.bootstrap import bootstrap
 from tessera.storage.connections import owner_engine
@@ -104,6 +106,26 @@ async def _drop(stack: Stack, settings: PostgresSettings) -> None:
     await connection.close()
 
 
+def _own_topics(kafka: KafkaSettings) -> list[Wanted]:
+    """What the service reads and writes; making every topic for every test would keep the broker busy with thousands of partitions."""
+    names = {topic.name for topic in (*consumed_by(SERVICE), *produced_by(SERVICE), TOPICS["tenant.changed"])}
+    return [topic for topic in wanted_topics(kafka) if topic.name in names or topic.name.endswith(f".{SERVICE}.dlq")]
+
+
+async def _make_topics(kafka: KafkaSettings) -> None:
+    directory = TopicDirectory(kafka, "tests")
+    await directory.start()
+    await directory.ensure(_own_topics(kafka))
+    await directory.stop()
+
+
+async def _remove_topics(kafka: KafkaSettings) -> None:
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await client.start()
+    await client.delete_topics([name for name in await client.list_topics() if name.startswith(kafka.topic_prefix)])
+    await client.close()
+
+
 @pytest.fixture
 def ground(stack: Stack) -> Iterator[Ground]:
     """A fresh database and fresh topics."""
@@ -111,11 +133,14 @@ def ground(stack: Stack) -> Iterator[Ground]:
     kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap_servers, topic_prefix=unique_kafka_prefix(), keyed_partitions=2)
 
     async def prepare() -> None:
-        await asyncio.gather(_prepare(stack, postgres), ensure_all(kafka))
+        await asyncio.gather(_prepare(stack, postgres), _make_topics(kafka))
+
+    async def remove() -> None:
+        await asyncio.gather(_drop(stack, postgres), _remove_topics(kafka))
 
     asyncio.run(prepare())
     yield Ground(postgres, kafka, stack.database_url.rpartition("/")[0] + f"/{postgres.database}")
-    asyncio.run(_drop(stack, postgres))
+    asyncio.run(remove())
 
 
 @pytest.fixture
