@@ -149,7 +149,9 @@ def test_repeats_are_compared_at_one_size() -> None:
 
 def test_natural_coincidences_are_not_copies() -> None:
     """A table with few possible rows repeats the reference by nature."""
-    reference = Table(np.random.default_rng(9).integers(0, 12, 400).astype(np.uint64), np.zeros((400, 1)), np.empty((400, 0), dtype=np.int64))
+    reference = Table(
+        np.random.default_rng(9).integers(0, 12, 400).astype(np.uint64), np.zeros((400, 1)), np.empty((400, 0), dtype=np.int64)
+    )
     assert exact_copies(Comparison(reference, reference, Columns(("a",), ())), 1).excess <= 0.0
 
 
