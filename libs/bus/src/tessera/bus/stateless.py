@@ -189,6 +189,7 @@ class StatelessLoop(PartitionLoop):
             async with deadline(event.deadline):
                 await self._bench.registry[event.type].handler(event, emitter)
                 await emitter.settle()
+            _log.info("request handled", type=event.type, milliseconds=round((time.monotonic() - started) * 1000, 1))
 
     async def _apply(self, event: Received[EventData]) -> None:
         emitter = self._emitter(event)
