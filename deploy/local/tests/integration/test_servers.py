@@ -52,7 +52,7 @@ def test_kafka_keeps_its_topics_over_a_kill_and_a_change_of_ports(folder: Path) 
         second.wait_ready()
         assert "kept" in _topics(second)
         third = _kafka(folder)
-        third.starts_allowed = 1  # type: ignore[misc]
+        third.starts_allowed = 1
         third.start()
         with pytest.raises(NotReadyError, match=r"another process holds .*node\.lock"):
             third.wait_ready(20)

@@ -37,8 +37,8 @@ if not first.exists():
 
 class Little(Server):
     name: ClassVar[str] = "little"
-    grace_seconds: ClassVar[float] = 0.3
-    starts_allowed: ClassVar[int] = 2
+    grace_seconds: float = 0.3
+    starts_allowed: int = 2
 
     def __init__(self, folder: Path, program: str) -> None:
         super().__init__(folder, free_port())

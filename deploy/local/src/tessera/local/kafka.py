@@ -25,6 +25,7 @@ from tessera.local.processes import Command, Server, run_apart
 from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, maven
 
 _MAVEN_TIMEOUT_SECONDS = 600
+_ARCHIVING_SECONDS = 120  # the archive is written on the way out, and a kill would lose it
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -173,6 +174,8 @@ class Kafka(Server):
         self._limits = limits
         self._record = record
         self._archiving_to = archiving_to
+        if archiving_to is not None:
+            self.grace_seconds = _ARCHIVING_SECONDS
 
     @property
     def bootstrap_servers(self) -> str:

@@ -119,8 +119,9 @@ class Server(ABC):
     """
 
     name: ClassVar[str]
-    grace_seconds: ClassVar[float] = 12
-    starts_allowed: ClassVar[int] = 20
+    grace_seconds: float = 12
+    """How long `stop` waits before it kills."""
+    starts_allowed: int = 20
     """How often `wait_ready` launches one that ends while starting."""
 
     def __init__(self, folder: Path, port: int) -> None:

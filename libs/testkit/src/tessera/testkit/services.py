@@ -24,8 +24,8 @@ class ServiceProcess(Server):
     """One process of one service in the profile `test`; `stop` sends SIGTERM and lets it drain, `kill` does not."""
 
     name: ClassVar[str] = "service"
-    grace_seconds: ClassVar[float] = 30
-    starts_allowed: ClassVar[int] = 1
+    grace_seconds: float = 30
+    starts_allowed: int = 1
 
     def __init__(
         self, service: str, stack: Stack, database: PostgresDatabase | None, kafka_prefix: str, environment: Mapping[str, str]
