@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import asyncpg
@@ -63,7 +64,8 @@ def rows(platform: Platform, query: str, *arguments: Any) -> list[tuple[Any, ...
         finally:
             await connection.close()
 
-    return asyncio.run(fetch())
+    with ThreadPoolExecutor(1) as apart:  # the caller may stand inside a loop
+        return apart.submit(asyncio.run, fetch()).result()
 
 
 def settled(platform: Platform, query: str, count: int, *arguments: Any) -> list[tuple[Any, ...]]:
