@@ -26,7 +26,7 @@ class LocalSettings(BaseSettings):
     """Size at which a process's log is rotated; one older file is kept."""
     trace_bytes: int = Field(default=256 * MEBIBYTE, ge=MEBIBYTE)
     """Cap of all span files together."""
-    ready_seconds: int = Field(default=120, ge=1)
+    ready_seconds: int = Field(default=300, ge=1)
     """How long servers and services may take to become ready."""
     tour: bool = True
     """Whether `make run` ends with the tour."""
