@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.contracts.errors import Problem
@@ -36,6 +36,7 @@ def fed(*replies: Located) -> list[Any]:
     return [shown.data for reply in replies for shown in assembly.feed(reply)]
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(min_value=0, max_value=12))
 def test_each_index_is_shown_once_in_order_and_then_the_end(data: st.DataObject, count: int) -> None:
     replies = [*(chunk(index) for index in range(count)), completed(count - 1)]

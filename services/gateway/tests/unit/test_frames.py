@@ -18,6 +18,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), numbers, numbers, numbers)
 def test_an_id_survives_being_sent_and_returned(generation: str, partition: int, offset: int, frame: int) -> None:
     frame_id = FrameId(generation, partition, offset, frame)
@@ -29,7 +30,7 @@ def test_what_is_no_id(text: str) -> None:
     assert FrameId.parse(text) is None
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=3))
 def test_a_frame_is_one_data_line_whatever_it_carries(value: dict[str, object]) -> None:
     frame = data_frame(value, FrameId("g", 1, 2, 3))

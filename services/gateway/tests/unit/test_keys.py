@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.gateway.domain import keys
@@ -21,11 +21,13 @@ api_keys = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(api_keys)
 def test_a_key_survives_being_shown_and_read(key: ApiKey) -> None:
     assert keys.parse(key.reveal()) == key
 
 
+@settings(deadline=None)
 @given(api_keys, st.integers(min_value=0), st.characters())
 def test_a_changed_character_is_noticed(key: ApiKey, position: int, other: str) -> None:
     text = key.reveal()
@@ -34,11 +36,13 @@ def test_a_changed_character_is_noticed(key: ApiKey, position: int, other: str) 
     assert changed == text or keys.parse(changed) is None
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_can_be_presented(text: str) -> None:
     assert keys.parse(text) is None
 
 
+@settings(deadline=None)
 @given(api_keys, api_keys, st.binary(min_size=1), st.binary(min_size=1))
 def test_only_the_secret_under_its_pepper_matches(key: ApiKey, other: ApiKey, pepper: bytes, another: bytes) -> None:
     stored = StoredKey("t", key.id, keys.digest(key.secret, pepper), frozenset())

@@ -46,7 +46,7 @@ def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
         return report.ready, report.status
 
     return Rooms(
-        log=BusLog(bus),
+        log=BusLog(bus, timedelta(seconds=settings.publish_timeout_seconds)),
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),

@@ -35,6 +35,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """How often a quiet stream shows that it lives."""
     question_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
     """Longest wait for another service's answer to anything but a generation."""
+    publish_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """Longest wait for Kafka to confirm an event."""
     body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 30.0
     """Longest pause between two pieces of a request's body."""
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024

@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from tessera import resilience
 from tessera.bus import Bus, Reply, faults
 from tessera.bus.errors import RequestFailedError
 from tessera.contracts.base import EventData, RequestData
@@ -14,16 +15,22 @@ from tessera.gateway.domain import errors
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, of_problem
 from tessera.gateway.ports import Call, Published, Since
-from tessera.resilience import CircuitOpenError, TimedOutError
+from tessera.resilience import Breaker, CircuitOpenError, TimedOutError
 
 PUBLISHED_BEFORE_ANSWER = "published_before_answer"
 """Crash point: the event is in the log and the client does not know."""
 
 
 class BusLog:
-    """Implements `ports.Log`."""
+    """Implements `ports.Log`.
 
-    def __init__(self, bus: Bus) -> None:
+    Kafka's client would hold an event back until a broker is there again. A client of ours is told after `patience` instead; then it is
+    not known whether the event will arrive, and the answer says so. After some of these the breaker answers at once.
+    """
+
+    def __init__(self, bus: Bus, patience: timedelta) -> None:
+        self.breaker = Breaker("kafka", failures=(TimedOutError, RetryableError))
+        self._patience = patience
         self._bus = bus
         self._requests = bus.requests
 
@@ -44,17 +51,18 @@ class BusLog:
     ) -> Published:
         """A tenant's own ingestion topic takes what is ingested; everything else goes where the catalogue says."""
         own_topic = ingestion_topic(call.tenant_id) if topic_of(type(data)).name == "ingest" else None
-        with _told():
-            position = await self._bus.publish(
-                data,
-                tenant_id=call.tenant_id,
-                id=event_id,
-                key=key,
-                subject_id=subject_id,
-                request_id=call.request_id,
-                deadline=deadline,
-                topic=own_topic,
-            )
+        with _told(doubt=True):
+            async with self.breaker.guard(), resilience.deadline(self._patience):
+                position = await self._bus.publish(
+                    data,
+                    tenant_id=call.tenant_id,
+                    id=event_id,
+                    key=key,
+                    subject_id=subject_id,
+                    request_id=call.request_id,
+                    deadline=deadline,
+                    topic=own_topic,
+                )
         faults.reach(PUBLISHED_BEFORE_ANSWER)
         faults.reach("published_before_answer")
         return Published(event_id or "", position.topic, position.partition, position.offset)
@@ -92,14 +100,14 @@ async def _located(replies: AsyncIterator[Reply[EventData]], generation_id: str)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """The bus's errors as answers."""
+def _told(*, doubt: bool = False) -> Iterator[None]:
+    """The bus's errors as answers; `doubt` where a time-out leaves open whether something will happen."""
     try:
         yield
     except RequestFailedError as error:
         raise of_problem(error.problem, default_status=400) from error
     except TimedOutError as error:
-        raise errors.timed_out("The service that answers this") from error
+        raise (errors.in_doubt() if doubt else errors.timed_out("The service that answers this")) from error
     except (RetryableError, CircuitOpenError) as error:
         raise errors.unavailable("The event log") from error
     except InvalidError as error:

@@ -86,6 +86,14 @@ def unavailable(what: str) -> ApiError:
     )
 
 
+def in_doubt() -> ApiError:
+    """503: the event log did not confirm in time, so the event may still arrive."""
+    message = (
+        "The event log did not confirm in time; whether it took the event is not known. Repeat it with the same id or Idempotency-Key."
+    )
+    return ApiError(503, "dependency_unavailable", message, retry_after=RETRY_LATER)
+
+
 def timed_out(what: str) -> ApiError:
     """504: the answer did not come within the request's deadline."""
     return ApiError(504, "timed_out", f"{what} did not answer in time.")

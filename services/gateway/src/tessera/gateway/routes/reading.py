@@ -49,7 +49,7 @@ def _check_body(request: Request, body: bytes) -> None:
     value = parsed(body)
     where = _first_unstorable(value)
     if where is not None:
-        raise _unstorable(parameter(where, value, keep_last=True) or "body")
+        raise _unstorable(parameter(("body", *where), value, keep_last=True) or "body")
 
 
 def parsed(body: bytes) -> Any:
