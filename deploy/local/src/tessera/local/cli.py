@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LocalError as problem:
         sys.stderr.write(f"{problem}\n")
         return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: `make status | head`
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What was started keeps running: `make run` continues, `make stop` ends it.\n")
         return _INTERRUPTED
