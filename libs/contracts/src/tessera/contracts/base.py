@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final
 
@@ -47,11 +48,31 @@ def _rfc3339(moment: datetime) -> str:
 
 
 def _bounded_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    if len(json.dumps(value, ensure_ascii=False).encode()) > MAXIMUM_METADATA_BYTES:
-        raise ValueError(f"metadata is larger than {MAXIMUM_METADATA_BYTES} bytes")
     if _levels(value) > MAXIMUM_METADATA_LEVELS:
         raise ValueError(f"metadata is nested deeper than {MAXIMUM_METADATA_LEVELS} levels")
+    if len(_as_json(value)) > MAXIMUM_METADATA_BYTES:
+        raise ValueError(f"metadata is larger than {MAXIMUM_METADATA_BYTES} bytes")
+    if any("\x00" in text for text in _texts(value)):
+        raise ValueError("metadata must not contain the character U+0000")
     return value
+
+
+def _as_json(value: dict[str, JsonValue]) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("metadata must not contain unpaired surrogates") from None
+    except ValueError:
+        raise ValueError("metadata must not contain NaN, infinite numbers, or integers of thousands of digits") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string and key within bounded metadata."""
+    if isinstance(value, str):
+        yield value
+    children = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _texts(child)
 
 
 def _levels(value: Any) -> int:
