@@ -22,7 +22,7 @@ from tessera.bus.tables import Table
 from tessera.bus.topics import TopicDirectory
 from tessera.bus.transaction import Transaction, source_of
 from tessera.contracts.base import EventData
-from tessera.contracts.catalogue import consumed_by, topic_of
+from tessera.contracts.catalogue import TOPICS, Mode, TrafficClass, consumed_by, topic_of
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError
 from tessera.contracts.ids import uuid7
 from tessera.storage import Database
@@ -83,6 +83,14 @@ class Bus:
         if self._requests is None:
             self._requests = Requests(self.settings, self._publisher, self._client_id("replies"))
         return self._requests
+
+    def reads(self) -> frozenset[tuple[type[EventData], TrafficClass, Mode]]:
+        """What this process reads and how, as registered so far; the contract tests hold it against the catalogue."""
+        grouped = {
+            (event, TrafficClass(consumer.name), mode) for consumer in self._consumers.values() for event, mode in consumer.handled.items()
+        }
+        everywhere = {table.event_class for table in self._tables} | set(TOPICS["reply"].event_types if self._requests else ())
+        return frozenset(grouped | {(event, TrafficClass.CHAT, Mode.BROADCAST) for event in everywhere})
 
     # --- publishing -------------------------------------------------------------------------------
     async def publish(

@@ -103,6 +103,11 @@ class Consumer:
         self._registry.on_refused = handler
         return handler
 
+    @property
+    def handled(self) -> dict[type[EventData], Mode]:
+        """What is registered, and how."""
+        return self._registry.modes()
+
     def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[H], H]:
         def register(handler: H) -> H:
             self._registry.add(Registration(event_class, mode, cast(Handler, handler)))

@@ -50,6 +50,10 @@ class Registry:
     def __getitem__(self, event_type: str) -> Registration:
         return self._registrations[event_type]
 
+    def modes(self) -> dict[type[EventData], Mode]:
+        """What is registered, and how."""
+        return {registration.event_class: registration.mode for registration in self._registrations.values()}
+
     def topics(self) -> list[Topic]:
         """The topics to read. Raises ValueError when a type on one of them has no handler: its events would be lost to dead letters."""
         topics = {topic.name: topic for topic in map(topic_of, self._classes())}

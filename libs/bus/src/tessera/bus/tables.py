@@ -41,7 +41,7 @@ class Table:
         from_beginning: bool = True,
     ) -> None:
         self._kafka = kafka
-        self._event_class = event_class
+        self.event_class = event_class
         self._topic = topic_of(event_class)
         self._on_change = on_change
         self._from_beginning = from_beginning
@@ -97,7 +97,7 @@ class Table:
         except InvalidError as error:
             _log.warning("event passed over", topic=self._topic.name, offset=record.offset, code=error.code)
             return
-        if isinstance(event.data, self._event_class):
+        if isinstance(event.data, self.event_class):
             await retrying(BACKOFF, _is_passing)(self._change, event)
 
     async def _change(self, event: Received[Any]) -> None:
