@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import httpx
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from tessera.testkit import eventually_blocking
@@ -100,7 +100,10 @@ def records(platform: Platform, topic: str, tenant: str) -> list[tuple[str, Any]
 
 
 def _size(consumer: Consumer, partition: TopicPartition) -> int:
-    low, high = consumer.get_watermark_offsets(partition, timeout=10)
+    try:
+        low, high = consumer.get_watermark_offsets(partition, timeout=10)
+    except KafkaException as error:  # a broker that has just come back may not lead yet
+        raise AssertionError(str(error)) from error
     return int(high - low)
 
 

@@ -85,11 +85,12 @@ class PostgresIndexQueue:
             tasks = list(await connection.execute(_CLAIM, {"stage": stage, "limit": limit}))
             items = await _items(connection, [(task.tenant_id, task.memory_id) for task in tasks])
             yield PostgresIndexBatch(connection, items, len(tasks))
+            if not tasks:
+                return
             fresh = [task for task in tasks if task.neighbours]
             await connection.execute(_REINDEX_AFTER, {**_keys(fresh, "memory_id"), "stage": stage, "neighbours": NEIGHBOURS})
             await connection.execute(_DONE, _keys(tasks, "id"))
-            if tasks:
-                faults.reach(INDEXED_BEFORE_COMMIT)
+            faults.reach(INDEXED_BEFORE_COMMIT)
         metrics.MEMORIES_INDEXED.labels(stage=stage).inc(len(tasks))
 
 
