@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _set_environment(json.loads(options.environment.read_text()))
     os.chdir(options.cwd)
     program = [*_as_user(options.user, options.death_signal, options.traverse), *options.program]
-    os.execvp(program[0], program)  # noqa: S606 - the caller names the program
+    os.execvp(program[0], program)  # noqa: S606  # nosec B606 - the caller names the program
 
 
 def record(file: Path) -> None:

@@ -38,7 +38,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
     """A port that is free now and not in `taken`; raises PortTakenError when none is found."""
     excluded = set(taken)
     for _ in range(_ATTEMPTS):
-        port = random.choice(CHOICE)  # noqa: S311 - no secret
+        port = random.choice(CHOICE)  # noqa: S311  # nosec B311 - no secret
         if port not in excluded and is_free(port):
             return port
     raise PortTakenError(f"No free port between {CHOICE.start} and {CHOICE.stop} was found.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import Fault, ServerProxy
+from xmlrpc.client import Fault, ServerProxy  # nosec B411 - only our own supervisor, on loopback, with a password
 
 from tessera.local.errors import LocalError
 from tessera.local.files import replace_text
