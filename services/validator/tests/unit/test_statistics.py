@@ -22,7 +22,7 @@ from tessera.validator.domain.verdict import COLLAPSE_BANDS, Severity, judge
 
 pytestmark = pytest.mark.unit
 
-NORMAL = np.random.default_rng(7).standard_normal((600, 4))
+NORMAL = np.random.default_rng(11).standard_normal((600, 4))
 COLUMNS = Columns(("a", "b", "c", "d"), ())
 values = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3))
 columns = arrays.arrays(np.float64, st.integers(2, 60), elements=values)
