@@ -1,5 +1,6 @@
 """Kafka as a stranger meets it: any bytes in, all records out, and how far consumer groups are."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from confluent_kafka.admin import AdminClient
 from tessera.testkit.platform import Platform
 
 _PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+"""`consume` waits so long for a full batch."""
 Headers = Sequence[tuple[str, bytes]]
 
 
@@ -63,8 +66,10 @@ def read_all(platform: Platform, *names: str) -> list[Stored]:
 
 def _read(consumer: Consumer, left: dict[tuple[str, int], int], prefix: str) -> list[Stored]:
     found = []
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while left:
-        for message in consumer.consume(500, _PATIENCE_SECONDS):
+        assert time.monotonic() < deadline, f"not read to the end: {left}"
+        for message in consumer.consume(500, _POLL_SECONDS):
             assert message.error() is None, message.error()
             place = (str(message.topic()), int(message.partition() or 0))
             found.append(
