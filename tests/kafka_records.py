@@ -88,7 +88,8 @@ def lag(platform: Platform, group: str, *names: str) -> int:
     finally:
         consumer.close()
     asked = ConsumerGroupTopicPartitions(platform.kafka_prefix + group, list(bounds))
-    answer = _administrator(platform).list_consumer_group_offsets([asked])[asked.group_id].result()
+    administrator = _administrator(platform)  # kept until the answer is there: a client that is collected never answers
+    answer = administrator.list_consumer_group_offsets([asked])[asked.group_id].result(_PATIENCE_SECONDS)
     committed = {(p.topic, p.partition): p.offset for p in answer.topic_partitions}
     return sum(high - max(low, committed[p.topic, p.partition]) for p, (low, high) in bounds.items())
 

@@ -194,7 +194,13 @@ def published(platform: Platform) -> dict[str, Example]:
         headers = [(f"ce_{name}", str(value).encode()) for name, value in attributes.items()]
         value = json.dumps(example.stored["data"]).encode()
         produce(platform, example.topic.name, value, [*headers, ("content-type", b"application/json")], event_id.encode())
-    eventually_blocking(lambda: not _behind(platform), PATIENCE)
+
+    def caught_up() -> bool:
+        behind = _behind(platform)
+        assert not behind, behind
+        return True
+
+    eventually_blocking(caught_up, PATIENCE)
     return ids
 
 
