@@ -24,8 +24,11 @@ from tessera.storage import Database
 async def make(settings: GatewaySettings, tenant_id: str) -> str:
     """The new key. Raises what Postgres or Kafka raise when they cannot be reached."""
     database = Database(settings.service, settings.postgres)
+    bus = Bus(settings, database, on_fatal=_fatal)
+    await bus.connect()
+    await bus.start()
     try:
-        tenants = PostgresTenants(database, Bus(settings, database, on_fatal=_fatal))
+        tenants = PostgresTenants(database, bus)
         with suppress(ApiError):  # it exists already
             await create_tenant(tenants, tenant_id, tenant_id, "operator-key")
         authenticator = Authenticator(PostgresKeys(database), settings.pepper)
@@ -40,6 +43,7 @@ async def make(settings: GatewaySettings, tenant_id: str) -> str:
         )
         return key.reveal()
     finally:
+        await bus.stop()
         await database.close()
 
 
