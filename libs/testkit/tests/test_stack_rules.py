@@ -60,5 +60,14 @@ def test_folders_of_killed_runs_are_removed_and_those_of_live_ones_kept(tmp_path
     assert sorted(tmp_path.iterdir()) == [alive, foreign]
 
 
-def test_a_test_belongs_to_the_suite_of_its_marker(request: pytest.FixtureRequest) -> None:
-    assert suite_of(request.node) == "unit"
+@pytest.mark.parametrize(
+    ("node_id", "words", "suite"),
+    [
+        ("libs/a/tests/test_a.py::test_b", {"unit"}, "unit"),
+        ("tests/e2e/test_a.py::test_b", {"chaos"}, "chaos"),
+        ("libs/a/tests/integration/test_a.py::test_unit", set(), "integration"),
+        ("libs/a/tests/test_a.py::test_e2e", set(), "unit"),
+    ],
+)
+def test_a_test_belongs_to_the_suite_of_its_marker_else_of_its_folder(node_id: str, words: set[str], suite: str) -> None:
+    assert suite_of(node_id, words) == suite

@@ -1,8 +1,7 @@
 """The pytest plugin: `pytest_plugins = ["tessera.testkit.plugin"]` in the root conftest."""
 
 import contextlib
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import pytest
 
@@ -70,25 +69,41 @@ def service_process(stack: Stack) -> Iterator[ServiceFactory]:
 
 
 SUITES = ("bench", "chaos", "e2e", "contract", "integration", "unit")
+_SHARED = "platform"
+"""Tests that use the run's one platform go to one worker, so that it is started once."""
 _ELAPSED = pytest.StashKey[dict[str, tuple[int, float]]]()
 
 
-def suite_of(item: pytest.Item) -> str:
+def suite_of(node_id: str, words: Container[str]) -> str:
     """The suite of a test: its marker, else the folder that it lies in, else `unit`."""
-    marked = next((suite for suite in SUITES if item.get_closest_marker(suite)), None)
-    return marked or next((suite for suite in SUITES if suite in item.path.parts), "unit")
+    marked = next((suite for suite in SUITES if suite in words), None)
+    return marked or next((suite for suite in SUITES if suite in node_id.split("::", maxsplit=1)[0].split("/")), "unit")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Add up the time of each suite, fixtures included."""
-    started = time.perf_counter()
-    try:
-        return (yield)
-    finally:
-        elapsed = item.config.stash.setdefault(_ELAPSED, {})
-        count, seconds = elapsed.get(suite_of(item), (0, 0.0))
-        elapsed[suite_of(item)] = (count + 1, seconds + time.perf_counter() - started)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(_SHARED if _SHARED in names else item.location[0]))
+
+
+class _Clock:
+    """Adds up the time of each suite, fixtures included. With pytest-xdist that is the workers' time."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._elapsed = config.stash.setdefault(_ELAPSED, {})
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        suite = suite_of(report.nodeid, report.keywords)
+        count, seconds = self._elapsed.get(suite, (0, 0.0))
+        self._elapsed[suite] = (count + (report.when == "call"), seconds + report.duration)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the clock, and the mark that means something only under pytest-xdist."""
+    config.addinivalue_line("markers", "xdist_group: which worker a test goes to, under pytest-xdist")
+    config.pluginmanager.register(_Clock(config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
