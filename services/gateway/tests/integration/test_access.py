@@ -36,6 +36,7 @@ def new_key(client: httpx.Client, **body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "authorization",
     ["Bearer nonsense", "Basic abc", "Bearer tsr_test_a b_ü", "Bearer " + keys.generate("test").reveal(), "Bearer " + "x" * 5000],
+    ids=["no key", "other scheme", "odd characters", "unknown key", "too long"],
 )
 def test_a_key_that_opens_nothing_is_401(gateway: Any, authorization: str) -> None:
     response = httpx.get(f"{gateway.process.url}/v1/models", headers={"authorization": authorization.encode("latin-1")})
