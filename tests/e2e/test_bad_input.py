@@ -434,6 +434,8 @@ EVENTS = (
     _attribute("no source", "attribute_missing", "source", None),
     _attribute("no specversion", "attribute_missing", "specversion", None),
     _attribute("another specversion", "specversion_unsupported", "specversion", b"0.3"),
+    _attribute("bytes that are no text", "attribute_invalid", "subjectid", b"\xff\xfe"),
+    _attribute("an id that is no text", "attribute_invalid", "id", b"\xff\xfe"),
     _attribute("an empty id", "attribute_missing", "id", b""),
     _attribute("no id", "attribute_missing", "id", None),
     _attribute("a source without end", "attribute_invalid", "source", b"/" * 3_000),

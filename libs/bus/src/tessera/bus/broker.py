@@ -139,6 +139,7 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
         batch=True,
         batch_timeout_ms=1,
         ack_policy=AckPolicy.MANUAL,
+        parser=_unparsed,
         decoder=_undecoded,
         fetch_max_wait_ms=kafka.fetch_max_wait_milliseconds,
         **options,
@@ -154,6 +155,11 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
 
     subscriber(hand_over)
     return Feed(broker, subscriber)
+
+
+async def _unparsed(records: tuple[Record, ...]) -> StreamMessage[tuple[Record, ...]]:
+    """FastStream's own parser decodes every header and drops the whole batch, without a word, when one is no UTF-8."""
+    return StreamMessage(raw_message=records, body=b"")
 
 
 async def _undecoded(message: Any) -> Any:
