@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 ISOLATION = Path(__file__).with_name("isolation.py")
 TOOLS = ("tessera-testkit", "pytest-timeout", "hypothesis")
-"""What the tests of every service may use beside the service itself. The grid of verdicts is left out: a minute of statistics, no import."""
+"""What the tests of every service may use beside the service itself. The grid of verdicts is left out: it is statistics only."""
 
 
 def _alone(distributions: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
