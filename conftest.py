@@ -1,3 +1,9 @@
 """Fixtures for every test of the checkout."""
 
+from hypothesis import settings
+
 pytest_plugins = ["tessera.testkit.plugin"]
+
+# A shared machine may pause any example; what is slow by itself meets the time-out of its test.
+settings.register_profile("tessera", deadline=None)
+settings.load_profile("tessera")

@@ -99,6 +99,7 @@ def group_feed(
     pattern: str | None,
     listener: ConsumerRebalanceListener,
     receive: Receive,
+    hurried: bool,
 ) -> Feed:
     """A feed in consumer group `group` over `topics` or `pattern` (names on the cluster)."""
     return _feed(
@@ -114,11 +115,19 @@ def group_feed(
         session_timeout_ms=int(kafka.session_timeout_seconds * 1000),
         rebalance_timeout_ms=int(kafka.rebalance_timeout_seconds * 1000),
         max_records=max(500, kafka.batch_records),
+        fetch_max_wait_ms=_fetch_wait(kafka, hurried=hurried),
     )
 
 
 def partition_feed(
-    kafka: KafkaSettings, client_id: str, topic: str, partitions: tuple[int, ...], *, from_beginning: bool, receive: Receive
+    kafka: KafkaSettings,
+    client_id: str,
+    topic: str,
+    partitions: tuple[int, ...],
+    *,
+    from_beginning: bool,
+    receive: Receive,
+    hurried: bool = False,
 ) -> Feed:
     """A feed of exactly these partitions of one topic, outside groups."""
     return _feed(
@@ -129,7 +138,12 @@ def partition_feed(
         partitions=[DeclaredPartition(kafka.physical(topic), number) for number in partitions],
         auto_offset_reset="earliest" if from_beginning else "latest",
         max_records=500,
+        fetch_max_wait_ms=_fetch_wait(kafka, hurried=hurried),
     )
+
+
+def _fetch_wait(kafka: KafkaSettings, *, hurried: bool) -> int:
+    return kafka.fetch_max_wait_milliseconds if hurried else kafka.idle_fetch_wait_milliseconds
 
 
 def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:
@@ -141,7 +155,6 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
         ack_policy=AckPolicy.MANUAL,
         parser=_unparsed,
         decoder=_undecoded,
-        fetch_max_wait_ms=kafka.fetch_max_wait_milliseconds,
         **options,
     )
 

@@ -124,7 +124,14 @@ class Consumer:
         names, pattern = self._subscription(topics)
         client_id = f"{self._around.service}-{self.name}-{self._around.instance}"
         self._feed = group_feed(
-            self._around.kafka, client_id, self._group, topics=names, pattern=pattern, listener=_Listener(self), receive=self._receive
+            self._around.kafka,
+            client_id,
+            self._group,
+            topics=names,
+            pattern=pattern,
+            listener=_Listener(self),
+            receive=self._receive,
+            hurried=self.name == TrafficClass.CHAT,
         )
         await self._feed.start()
 

@@ -52,7 +52,7 @@ class Requests:
         self._answers: dict[str, asyncio.Future[EventData]] = {}
         self._streams: dict[str, list[Waiting]] = {}
         self._feed: Feed = partition_feed(
-            self._kafka, client_id, _REPLY.name, self._partitions, from_beginning=False, receive=self._receive
+            self._kafka, client_id, _REPLY.name, self._partitions, from_beginning=False, receive=self._receive, hurried=True
         )
 
     @property

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
-DEFAULT = timedelta(seconds=15)
+DEFAULT = timedelta(seconds=60)
 _INTERVAL_SECONDS = 0.02
 
 
