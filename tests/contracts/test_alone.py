@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 ISOLATION = Path(__file__).with_name("isolation.py")
-TOOLS = ("tessera-testkit", "pytest-timeout", "hypothesis")
+TOOLS = ("tessera-testkit", "pytest-timeout", "hypothesis", "scipy", "scikit-learn", "onnx", "openai", "jsonschema")
 """What the tests of every service may use beside the service itself. The grid of verdicts is left out: it is statistics only."""
 
 
