@@ -1,6 +1,9 @@
 """Order, fences, retries, pauses and positions on a real Kafka and a real Postgres."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -248,3 +251,36 @@ async def test_a_batch_cut_off_at_the_drain_deadline_is_not_counted_as_a_death(
     await run.stop()
     assert await ground.rows("SELECT 1 FROM memory.batch_mark") == []
     assert await effects(ground) == []
+
+
+_STRANGE_RECORD = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Name(str):
+    def encode(self, *_):
+        return b"\\xff\\xfe"
+
+async def main():
+    producer = AIOKafkaProducer(bootstrap_servers=sys.argv[1])
+    await producer.start()
+    await producer.send_and_wait(sys.argv[2], b"{}", partition=0, headers=[(Name("x"), b"1")])
+    await producer.stop()
+
+asyncio.run(main())
+"""
+"""Most clients refuse to write a header name that is no UTF-8; aiokafka without its compiled part lets us choose the bytes."""
+
+
+async def test_a_header_name_that_is_no_text_blocks_nobody(
+    ground: Any, running: Any, producer: CloudEventProducer, reader: Callable[..., Any]
+) -> None:
+    async with running():
+        await producer.publish("ingest", message("before"), id="m0", partition=0, **TENANT)
+        arguments = [ground.kafka.bootstrap_servers, ground.kafka.physical("ingest")]
+        environment = {**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", _STRANGE_RECORD, *arguments], check=True, env=environment)
+        await producer.publish("ingest", message("after"), id="m1", partition=0, **TENANT)
+        await eventually(applied(ground, "before", "after"))
+        (dead,) = await reader("ingest.memory.dlq").read(1)
+    assert dead.headers["\ufffd\ufffd"] == b"1"

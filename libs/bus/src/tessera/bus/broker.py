@@ -18,12 +18,15 @@ from faststream.middlewares import AckPolicy
 
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
+from tessera.bus.unreadable import read_every_header_name
 from tessera.telemetry import get_logger
 
 Receive = Callable[[tuple[Record, ...]], Awaitable[None]]
 _POLL_SECONDS: Final = 1.0
 
 _log = get_logger(__name__)
+
+read_every_header_name()
 
 
 class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
