@@ -1,9 +1,9 @@
 """Fixtures for every test of the checkout."""
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tessera.testkit.plugin"]
 
 # A shared machine may pause any example; what is slow by itself meets the time-out of its test.
-settings.register_profile("tessera", deadline=None)
+settings.register_profile("tessera", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tessera")

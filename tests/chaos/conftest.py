@@ -1,4 +1,4 @@
-"""Two platforms: one on which something is killed, and one on which nothing is."""
+"""Two platforms: one on which something is killed, and one on which nothing is; on servers that no other test depends on."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +10,18 @@ from tessera.testkit.platform import Platform
 
 
 @pytest.fixture(scope="module")
-def pair(stack: Stack) -> Iterator[tuple[Platform, Platform]]:
+def breakable() -> Iterator[Stack]:
+    """A stack that may be killed: after a kill, Kafka first reads again whatever all tests before have written."""
+    started = Stack()
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(breakable: Stack) -> Iterator[tuple[Platform, Platform]]:
     """(unkilled, killed)."""
-    platforms = (Platform(stack), Platform(stack))
+    platforms = (Platform(breakable), Platform(breakable))
     try:
         with ThreadPoolExecutor(2) as starting:
             list(starting.map(Platform.start, platforms))

@@ -53,3 +53,31 @@ async def test_the_bootstrap_key_may_be_made_again(desk: Any) -> None:
         await bootstrap(desk.store, desk.rooms.authenticator, "home", key)
     principal = await desk.rooms.authenticator.principal(f"Bearer {key.reveal()}")
     assert (principal.tenant_id, principal.scopes) == ("home", frozenset(keys.SCOPES))
+
+
+async def test_an_operator_controls_a_service(desk: Any) -> None:
+    async with desk.client() as client:
+        answer = await client.post("/v1/services/memory/control", json={"action": "pause", "consumer": "ingestion"})
+    expected = {"service": "memory", "action": "pause", "consumer": "ingestion", "instance": None}
+    assert (answer.status_code, answer.json()) == (202, {"status": "accepted", **expected})
+    ((command, options),) = desk.log.published
+    assert command.model_dump() == expected
+    assert options["key"] == b"memory"
+
+
+@pytest.mark.parametrize(
+    ("service", "body", "refusal"),
+    [
+        ("kitchen", {"action": "pause"}, (404, "service_not_found", None)),
+        ("memory", {"action": "pause", "consumer": "lunch"}, (400, "invalid_value", "consumer")),
+        ("memory", {"action": "stop"}, (400, "invalid_value", "action")),
+    ],
+)
+async def test_a_command_that_nobody_could_obey_is_refused(
+    desk: Any, service: str, body: dict[str, str], refusal: tuple[int, str, str | None]
+) -> None:
+    async with desk.client() as client:
+        answer = await client.post(f"/v1/services/{service}/control", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == refusal
+    assert desk.log.published == []

@@ -41,6 +41,7 @@ SCOPE_OF = {
     ("POST", "/v1/keys"): "admin",
     ("GET", "/v1/keys"): "admin",
     ("DELETE", "/v1/keys/{key_id}"): "admin",
+    ("POST", "/v1/services/{service}/control"): "admin",
     ("GET", "/v1/status"): "admin",
     ("GET", "/health"): None,
 }

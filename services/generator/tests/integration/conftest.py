@@ -40,7 +40,7 @@ async def database(prepared: PostgresDatabase) -> AsyncIterator[Database]:
     await opened.close()
 
 
-class Platform:
+class Others:
     """The other services, as far as the generator can tell."""
 
     def __init__(self, stack: Stack, prefix: str, database: Database) -> None:
@@ -121,12 +121,12 @@ def upstream_port() -> int:
 
 
 @pytest.fixture
-async def platform(stack: Stack, module_prefix: str, database: Database) -> AsyncIterator[Platform]:
+async def others(stack: Stack, module_prefix: str, database: Database) -> AsyncIterator[Others]:
     """The log, as the other services write and read it."""
-    platform = Platform(stack, module_prefix, database)
-    yield platform
-    await platform.replies.close()
-    await platform.models.close()
+    others = Others(stack, module_prefix, database)
+    yield others
+    await others.replies.close()
+    await others.models.close()
 
 
 @pytest.fixture(scope="module")

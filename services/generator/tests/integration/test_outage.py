@@ -41,17 +41,17 @@ async def connections(prepared: PostgresDatabase) -> AsyncIterator[Connections]:
 
 
 async def test_postgres_goes_and_comes_back(
-    platform: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
+    others: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
 ) -> None:
     service = new_generator()
     await asyncio.to_thread(service.start)
     await asyncio.to_thread(service.wait_ready)
-    await platform.end_of(await platform.ask(new_job("local/quote")))
+    await others.end_of(await others.ask(new_job("local/quote")))
     await connections.cut()
     await eventually(lambda: service.get_admin("/health/ready")[0] == 503)
     assert service.get_admin("/health/live")[0] == 200
-    waiting = await platform.ask(new_job("local/quote"))
+    waiting = await others.ask(new_job("local/quote"))
     await connections.give_back()
-    assert (await platform.end_of(waiting)).type.endswith("completed.v1")
+    assert (await others.end_of(waiting)).type.endswith("completed.v1")
     await eventually(lambda: service.get_admin("/health/ready")[0] == 200)
     assert service.exit_code is None

@@ -41,19 +41,19 @@ async def killed(process: ServiceProcess) -> None:
 
 @pytest.mark.parametrize("crash_point", [CHUNK_RECORDED_BEFORE_SENT, CHUNK_SENT])
 async def test_a_deterministic_engine_resumes_where_it_was_cut(
-    platform: Any, generator: ServiceProcess, new_job: NewJobs, crash_point: str
+    others: Any, generator: ServiceProcess, new_job: NewJobs, crash_point: str
 ) -> None:
     tenant_id = f"t{uuid4().hex[:8]}"
-    await platform.learn_directly(SENTENCE, tenant_id)
+    await others.learn_directly(SENTENCE, tenant_id)
     await start(generator, crash_point)
-    generation_id = await platform.ask(new_job("local/ngram", prompt="A", tenant_id=tenant_id, parameters={"temperature": 0}))
+    generation_id = await others.ask(new_job("local/ngram", prompt="A", tenant_id=tenant_id, parameters={"temperature": 0}))
     await killed(generator)
     await start(generator)
-    end = await platform.end_of(generation_id)
+    end = await others.end_of(generation_id)
     assert end.data["text"] == SENTENCE.removeprefix("A")
     assert end.data["attempt"] >= 2
     assert end.data["usage"]["completion_tokens"] == len(encoding("o200k_base").encode(end.data["text"]))
-    assert said_by(platform.chunks(generation_id), end.data["last_index"]) == end.data["text"]
+    assert said_by(others.chunks(generation_id), end.data["last_index"]) == end.data["text"]
 
 
 def said_by(chunks: list[dict[str, Any]], last_index: int) -> str:
@@ -68,44 +68,42 @@ def said_by(chunks: list[dict[str, Any]], last_index: int) -> str:
     return text
 
 
-async def test_a_provider_that_was_cut_is_not_called_again(
-    platform: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs
-) -> None:
+async def test_a_provider_that_was_cut_is_not_called_again(others: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs) -> None:
     upstream.streams_endlessly()
     await start(generator, CHUNK_SENT)
-    generation_id = await platform.ask(new_job("up"))
+    generation_id = await others.ask(new_job("up"))
     await killed(generator)
     await start(generator)
-    end = await platform.end_of(generation_id)
+    end = await others.end_of(generation_id)
     assert (end.data["problem"]["code"], end.data["last_index"]) == ("generation_interrupted", 0)
     assert end.data["attempt"] >= 2
     assert len(upstream.requests) == 1
 
 
-async def test_a_generation_nobody_saw_yet_starts_again(platform: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs) -> None:
+async def test_a_generation_nobody_saw_yet_starts_again(others: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs) -> None:
     upstream.streams(upstream.said("slow"), upstream.finished(), pause=2)
     upstream.streams_well("again")
     await start(generator)
-    generation_id = await platform.ask(new_job("up", stream=False))
+    generation_id = await others.ask(new_job("up", stream=False))
     await eventually(lambda: upstream.requests)
     await asyncio.to_thread(generator.kill)
     await start(generator)
-    end = await platform.end_of(generation_id)
+    end = await others.end_of(generation_id)
     assert end.data["text"] == "again"
     assert end.data["attempt"] >= 2
 
 
-async def test_a_stop_gives_back_what_it_cannot_finish(platform: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs) -> None:
+async def test_a_stop_gives_back_what_it_cannot_finish(others: Any, upstream: Any, generator: ServiceProcess, new_job: NewJobs) -> None:
     upstream.streams_endlessly()
     upstream.streams_well("elsewhere")
     generator.override(TESSERA_GENERATOR__DRAIN_SECONDS="0.5")
     await start(generator)
-    generation_id = await platform.ask(new_job("up", stream=False))
+    generation_id = await others.ask(new_job("up", stream=False))
     await eventually(lambda: upstream.open_streams == 1)
     await asyncio.to_thread(generator.stop)
     async with asyncio.timeout(10):
         await upstream.disconnected.wait()
     await start(generator)
-    end = await platform.end_of(generation_id)
+    end = await others.end_of(generation_id)
     assert end.data["text"] == "elsewhere"
     assert end.data["attempt"] >= 2

@@ -180,6 +180,18 @@ def status(context: Context) -> None:
 
 
 @main.command()
+@click.argument("service")
+@click.argument("action", type=click.Choice(["pause", "resume", "reload"]))
+@click.option("--consumer", help="The traffic class, such as ingestion; all of them where absent.")
+@click.option("--instance", help="One replica; all of the service where absent.")
+@click.pass_obj
+def control(context: Context, service: str, action: str, consumer: str | None, instance: str | None) -> None:
+    """Pause or resume a consumer of SERVICE, or have it read its settings again. `tessera status` shows when it is done."""
+    told = context.call(lambda client: client.control_service(service, action, consumer=consumer, instance=instance))
+    context.show(told, [f"{service}: {action} is on its way to {instance or 'every replica'}"])
+
+
+@main.command()
 @click.pass_obj
 def models(context: Context) -> None:
     """Models on offer, and what each is."""

@@ -110,6 +110,10 @@ class Tessera:
         """Makes a key open nothing any more."""
         self._request("DELETE", f"/v1/keys/{key_id}")
 
+    def control_service(self, service: str, action: str, *, consumer: str | None = None, instance: str | None = None) -> Json:
+        """Has replicas `pause` or `resume` a consumer, or `reload` their settings. Needs a key with the scope admin."""
+        return self._request("POST", f"/v1/services/{service}/control", json=_given(action=action, consumer=consumer, instance=instance))
+
     def models(self) -> list[Json]:
         """Models on offer."""
         found: list[Json] = self._request("GET", "/v1/models")["data"]

@@ -98,6 +98,7 @@ def _route_standard_logging(handler: logging.Handler, formatter: logging.Formatt
         captured = logging.getLogger(name)
         captured.handlers.clear()
         captured.propagate = True
+        captured.setLevel(logging.NOTSET)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(max(quiet, logging.getLevelName(level)))
     logging.captureWarnings(True)

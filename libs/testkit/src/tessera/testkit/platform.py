@@ -74,11 +74,12 @@ class Platform:
             self.processes[service].wait_ready(_READY_SECONDS)
 
     def stop(self) -> None:
-        """Stop every process at once and drop the database. Blocks."""
+        """Stop every process at once and drop the database. May be called twice. Blocks."""
         with ThreadPoolExecutor(max(1, len(self.processes))) as stopping:
             list(stopping.map(ServiceProcess.stop, self.processes.values()))
         if self._database is not None:
             self._database.drop()
+            self._database = None
 
     @property
     def admin_key(self) -> str:

@@ -1,7 +1,7 @@
 """The pytest plugin: `pytest_plugins = ["tessera.testkit.plugin"]` in the root conftest."""
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 
 import pytest
 
@@ -70,7 +70,7 @@ def service_process(stack: Stack) -> Iterator[ServiceFactory]:
 
 SUITES = ("bench", "chaos", "e2e", "contract", "integration", "unit")
 _SHARED = "platform"
-"""Tests that use the run's one platform go to one worker, so that it is started once."""
+"""Tests that use the run's one platform follow one another on one worker: it is started once, and stopped when the last is through."""
 _ELAPSED = pytest.StashKey[dict[str, tuple[int, float]]]()
 
 
@@ -80,12 +80,18 @@ def suite_of(node_id: str, words: Container[str]) -> str:
     return marked or next((suite for suite in SUITES if suite in node_id.split("::", maxsplit=1)[0].split("/")), "unit")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def shares_platform(item: pytest.Item) -> bool:
+    """Whether the test uses the run's one platform."""
+    return _SHARED in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures."""
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(_SHARED if _SHARED in names else item.location[0]))
+        item.add_marker(pytest.mark.xdist_group(_SHARED if shares_platform(item) else item.location[0]))
+    yield
+    items.sort(key=shares_platform)  # stable: the order that pytest-randomly chose stays
 
 
 class _Clock:
@@ -93,11 +99,16 @@ class _Clock:
 
     def __init__(self, config: pytest.Config) -> None:
         self._elapsed = config.stash.setdefault(_ELAPSED, {})
+        self._plugins = config.pluginmanager
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         suite = suite_of(report.nodeid, report.keywords)
         count, seconds = self._elapsed.get(suite, (0, 0.0))
         self._elapsed[suite] = (count + (report.when == "call"), seconds + report.duration)
+        reporter = self._plugins.get_plugin("terminalreporter")  # a worker of pytest-xdist has none
+        if report.failed and reporter is not None:
+            # A long run tells at once what the summary at its end explains.
+            reporter.write_line(f"\nFAILED {report.nodeid} ({report.when})", red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,25 +23,38 @@ async def eventually(condition: Callable[[], Any], timeout: timedelta | float = 
     """
     deadline = time.monotonic() + _seconds(timeout)
     while True:
-        value, failure = await _attempt(condition)
+        failure: AssertionError | None = None
+        value = None
+        try:
+            value = condition()
+            value = await value if inspect.isawaitable(value) else value
+        except AssertionError as error:
+            failure = error
         if failure is None and value:
             return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {_seconds(timeout)} s; last result: {str(failure) if failure else repr(value)}") from failure
+        _go_on_until(deadline, timeout, value, failure)
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
 def eventually_blocking(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T:
-    """`eventually` for tests without an event loop. Blocks."""
-    return asyncio.run(eventually(condition, timeout))
+    """`eventually` for tests without an event loop; a condition may itself wait so. Blocks."""
+    deadline = time.monotonic() + _seconds(timeout)
+    while True:
+        failure: AssertionError | None = None
+        value = None
+        try:
+            value = condition()
+        except AssertionError as error:
+            failure = error
+        if failure is None and value:
+            return value
+        _go_on_until(deadline, timeout, value, failure)
+        time.sleep(_INTERVAL_SECONDS)
 
 
-async def _attempt(condition: Callable[[], Any]) -> tuple[Any, AssertionError | None]:
-    try:
-        value = condition()
-        return (await value if inspect.isawaitable(value) else value), None
-    except AssertionError as failure:
-        return None, failure
+def _go_on_until(deadline: float, timeout: timedelta | float, value: object, failure: AssertionError | None) -> None:
+    if time.monotonic() > deadline:
+        raise AssertionError(f"not within {_seconds(timeout)} s; last result: {str(failure) if failure else repr(value)}") from failure
 
 
 def _seconds(timeout: timedelta | float) -> float:

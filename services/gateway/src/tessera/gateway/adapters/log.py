@@ -64,7 +64,6 @@ class BusLog:
                     topic=own_topic,
                 )
         faults.reach(PUBLISHED_BEFORE_ANSWER)
-        faults.reach("published_before_answer")
         return Published(event_id or "", position.topic, position.partition, position.offset)
 
     async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:

@@ -1,4 +1,4 @@
-"""`/v1/tenants`, `/v1/keys`, `/v1/status`, `/health`."""
+"""`/v1/tenants`, `/v1/keys`, `/v1/services`, `/v1/status`, `/health`."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -7,12 +7,15 @@ from typing import Annotated, Literal, TypeVar
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from tessera.contracts.base import TenantId
+from tessera.contracts.events import ServiceControlled
 from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
-from tessera.gateway.handlers import access
+from tessera.gateway.handlers import access, services
 from tessera.gateway.ports import KeyDescription, Tenant
 from tessera.gateway.routes.context import Operator, rooms_of
 from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.administration import (
+    ControlBody,
+    ControlView,
     HealthView,
     KeyBody,
     KeyPage,
@@ -84,13 +87,21 @@ async def revoke_key(key_id: Annotated[str, Path(min_length=1, max_length=64)], 
 async def retrieve_status(caller: Operator) -> StatusView:
     """Each service with its replicas, their dependencies and lag."""
     now = datetime.now(UTC)
-    services = caller.rooms.statuses.overview(now)
+    found = caller.rooms.statuses.overview(now)
     return StatusView(
-        status=_overall(services),
+        status=_overall(found),
         checked_at=now.isoformat().replace("+00:00", "Z"),
         models=len(caller.rooms.models.all()),
-        services=[_service_view(service) for service in services],
+        services=[_service_view(service) for service in found],
     )
+
+
+@router.post("/v1/services/{service}/control", status_code=202)
+async def control_service(service: Annotated[str, Path(min_length=1, max_length=64)], body: ControlBody, caller: Operator) -> ControlView:
+    """Pause or resume a consumer, or have settings read again. `/v1/status` shows when the replicas have obeyed."""
+    command = ServiceControlled(service=service, **body.model_dump())
+    await services.control(caller.rooms.log, command, caller.call)
+    return ControlView(status="accepted", **command.model_dump())
 
 
 @router.get("/health", responses={503: {"model": HealthView}})

@@ -115,6 +115,28 @@ class StatusView(View):
     services: list[ServiceView]
 
 
+class ControlBody(Body):
+    """`POST /v1/services/{service}/control`."""
+
+    model_config = examples({"action": "pause", "consumer": "ingestion"})
+
+    action: Literal["pause", "resume", "reload"]
+    consumer: Annotated[
+        Name | None, Field(description="The traffic class to pause or resume, such as `ingestion`; all of them where absent.")
+    ] = None
+    instance: Annotated[Name | None, Field(description="One replica; all of the service where absent.")] = None
+
+
+class ControlView(View):
+    """A command that is on its way to every replica."""
+
+    status: Literal["accepted"]
+    service: str
+    action: Literal["pause", "resume", "reload"]
+    consumer: str | None
+    instance: str | None
+
+
 class HealthView(View):
     """Whether this gateway can serve."""
 
