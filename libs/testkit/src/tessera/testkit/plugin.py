@@ -108,7 +108,8 @@ class _Clock:
         reporter = self._plugins.get_plugin("terminalreporter")  # a worker of pytest-xdist has none
         if report.failed and reporter is not None:
             # A long run tells at once what the summary at its end explains.
-            reporter.write_line(f"\nFAILED {report.nodeid} ({report.when})", red=True)
+            reason = getattr(getattr(report.longrepr, "reprcrash", None), "message", "").partition("\n")[0]
+            reporter.write_line(f"\nFAILED {report.nodeid} ({report.when}) {reason}", red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
