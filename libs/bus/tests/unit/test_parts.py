@@ -72,7 +72,9 @@ def test_topics_come_from_the_catalogue_with_a_dead_letter_topic_per_reader() ->
     assert wanted["ingest"].partitions == 4
     assert wanted["reply"].partitions == 32
     assert wanted["tenant.changed"].configuration["cleanup.policy"] == "compact"
-    assert wanted["memory.recorded"].configuration["retention.ms"] == "-1"
+    for kept in ("memory.recorded", "ingest.memory.dlq"):
+        configuration = wanted[kept].configuration
+        assert (configuration["retention.ms"], configuration["retention.bytes"]) == ("-1", "-1")
     assert {"memory.recorded.tokenizer.dlq", "memory.recorded.retention.dlq", "ingest.memory.dlq"} <= set(wanted)
     assert "reply.gateway.dlq" not in wanted
     assert all(topic.configuration["min.insync.replicas"] == "2" for topic in wanted.values())

@@ -128,7 +128,7 @@ class Platform:
         operator = self.plan.operator_environment()
         with step("database, migrations and topics"), ThreadPoolExecutor(2) as both:
             database = both.submit(_run_in_turn, operator, ["tessera.storage.bootstrap", *SERVICES], ["tessera.storage.migrate", *SERVICES])
-            topics = both.submit(_run_in_turn, operator, ["tessera.bus.topics"])
+            topics = both.submit(_run_in_turn, operator, ["tessera.bus.make_topics"])
             database.result()
             topics.result()
         replace_text(stamp, wanted)

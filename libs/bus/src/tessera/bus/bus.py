@@ -155,7 +155,7 @@ class Bus:
         await self._directory.start()
         missing = [topic.name for topic in consumed_by(self.settings.service) if not await self._directory.exists(topic.name)]
         if missing:
-            raise RetryableError(f"topics are missing ({', '.join(missing)}): run python -m tessera.bus.topics", code="topics_missing")
+            raise RetryableError(f"topics are missing ({', '.join(missing)}): run python -m tessera.bus.make_topics", code="topics_missing")
 
     async def start(self) -> None:
         """Starts everything registered, after `connect`."""

@@ -1,27 +1,26 @@
-"""Topics on the cluster, made from the catalogue and from nothing else. `python -m tessera.bus.topics` makes and verifies them."""
+"""Topics on the cluster, made from the catalogue and from nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tessera.bus.codec import is_tenant_id
 from tessera.bus.publisher import MAXIMUM_REQUEST_BYTES, as_retryable
 from tessera.bus.settings import KafkaSettings
 from tessera.contracts.catalogue import KEYED_PARTITIONS, TOPICS, Mode, Topic, dead_letter_topic, ingestion_topic, refusal_topic
-from tessera.contracts.errors import FatalError, InvalidError, RetryableError, TesseraError
+from tessera.contracts.errors import FatalError, InvalidError, RetryableError
 
 _ALREADY_EXISTS: Final = 36
 _FRESH_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 15.0
+_FOR_EVER: Final = {"retention.ms": "-1", "retention.bytes": "-1"}
+"""Bytes too: a broker's own cap must not reach what the catalogue keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +48,16 @@ def _wanted(topic: Topic, name: str, kafka: KafkaSettings) -> Wanted:
 
 
 def _configuration(topic: Topic, kafka: KafkaSettings) -> dict[str, str]:
-    retention = str(int(topic.retention.total_seconds() * 1000)) if topic.retention else "-1"
     policy = "delete" if not topic.compacted else "compact,delete" if topic.retention else "compact"
-    return {"cleanup.policy": policy, "retention.ms": retention, **_durability(kafka)}
+    retention = {"retention.ms": str(int(topic.retention.total_seconds() * 1000))} if topic.retention else _FOR_EVER
+    return {"cleanup.policy": policy, **retention, **_durability(kafka)}
 
 
 def _dead_letters(topic: Topic, kafka: KafkaSettings) -> list[Wanted]:
     """Kept until an operator decides; records may be larger than the original by the reason."""
     configuration = {
         "cleanup.policy": "delete",
-        "retention.ms": "-1",
+        **_FOR_EVER,
         "max.message.bytes": str(MAXIMUM_REQUEST_BYTES),
         **_durability(kafka),
     }
@@ -186,34 +185,3 @@ async def ensure_all(kafka: KafkaSettings, *, tenants: Iterable[str] = ()) -> li
         return await directory.ensure(wanted)
     finally:
         await directory.stop()
-
-
-class TopicSettings(BaseSettings):
-    """What `python -m tessera.bus.topics` reads: the common variables `TESSERA__KAFKA__…`."""
-
-    model_config = SettingsConfigDict(env_prefix="TESSERA__", env_nested_delimiter="__", extra="ignore")
-
-    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Makes all topics, and those of the tenants named as arguments. Exit code 0 when all are as wanted, else 1 (2 for wrong settings)."""
-    tenants = sys.argv[1:] if arguments is None else arguments
-    try:
-        kafka = TopicSettings().kafka
-        made = asyncio.run(ensure_all(kafka, tenants=tenants))
-    except ValidationError as error:
-        return _complain(2, f"settings: {error}")
-    except TesseraError as error:
-        return _complain(1, error.message)
-    sys.stdout.write(f"topics ready on {kafka.bootstrap_servers}: {len(made)} made\n")
-    return 0
-
-
-def _complain(code: int, message: Any) -> int:
-    sys.stderr.write(f"tessera.bus.topics: {message}\n")
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -127,4 +127,4 @@ class Platform:
             "TESSERA__KAFKA__TOPIC_PREFIX": self.kafka_prefix,
             "TESSERA__KAFKA__KEYED_PARTITIONS": str(_PARTITIONS),
         }
-        subprocess.run([sys.executable, "-m", "tessera.bus.topics"], check=True, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "tessera.bus.make_topics"], check=True, env=environment, stdout=subprocess.DEVNULL)
