@@ -12,6 +12,7 @@ from opentelemetry import trace
 from structlog.types import Processor
 
 from tessera.telemetry.redaction import redacted
+from tessera.telemetry.repeats import Repeats
 from tessera.telemetry.settings import TelemetrySettings
 
 _CAPTURED = ("uvicorn", "uvicorn.error", "uvicorn.access", "faststream", "aiokafka", "alembic", "sqlalchemy")
@@ -90,6 +91,7 @@ def _handler(settings: TelemetrySettings) -> logging.Handler:
 def _route_standard_logging(handler: logging.Handler, formatter: logging.Formatter, level: str) -> None:
     handler.setFormatter(formatter)
     handler.set_name(_HANDLER)
+    handler.addFilter(Repeats("aiokafka"))
     root = logging.getLogger()
     remove_handler()
     root.addHandler(handler)
