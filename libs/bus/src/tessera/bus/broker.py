@@ -49,7 +49,7 @@ class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
 class PatientBroker(KafkaBroker):
     """A FastStream broker that only consumes, with PatientConsumers connected as our settings say."""
 
-    def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
+    def __init__(self, kafka: KafkaSettings, client_id: str, **options: Any) -> None:
         super().__init__(
             kafka.bootstrap_servers,
             apply_types=False,
@@ -58,7 +58,8 @@ class PatientBroker(KafkaBroker):
             logger=None,
             graceful_timeout=1.0,
         )
-        self._connection_options = kafka.connection(client_id)
+        self.client_id = client_id
+        self._connection_options = {**kafka.connection(client_id), **options}
 
     async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
         await super()._connect()
@@ -105,9 +106,10 @@ def group_feed(
     hurried: bool,
 ) -> Feed:
     """A feed in consumer group `group` over `topics` or `pattern` (names on the cluster)."""
+    # Only a pattern has to look for new topics, and what it asks for is the metadata of the whole cluster.
+    looking = {"metadata_max_age_ms": int(kafka.metadata_max_age_seconds * 1000)} if pattern else {}
     return _feed(
-        kafka,
-        client_id,
+        PatientBroker(kafka, client_id, **looking),
         receive,
         topics,
         group_id=kafka.physical(group),
@@ -134,8 +136,7 @@ def partition_feed(
 ) -> Feed:
     """A feed of exactly these partitions of one topic, outside groups."""
     return _feed(
-        kafka,
-        client_id,
+        PatientBroker(kafka, client_id),
         receive,
         (),
         partitions=[DeclaredPartition(kafka.physical(topic), number) for number in partitions],
@@ -149,8 +150,7 @@ def _fetch_wait(kafka: KafkaSettings, *, hurried: bool) -> int:
     return kafka.fetch_max_wait_milliseconds if hurried else kafka.idle_fetch_wait_milliseconds
 
 
-def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:
-    broker = PatientBroker(kafka, client_id)
+def _feed(broker: PatientBroker, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:
     subscriber: Any = broker.subscriber(
         *topics,
         batch=True,
@@ -166,7 +166,7 @@ def _feed(kafka: KafkaSettings, client_id: str, receive: Receive, topics: tuple[
             await receive(message.raw_message)
         except Exception:
             # FastStream would drop it without a word.
-            _log.exception("a batch could not be handed over", client=client_id, records=len(message.raw_message))
+            _log.exception("a batch could not be handed over", client=broker.client_id, records=len(message.raw_message))
             raise
 
     subscriber(hand_over)

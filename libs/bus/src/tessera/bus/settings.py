@@ -83,7 +83,6 @@ class KafkaSettings(BaseModel):
             "bootstrap_servers": self.bootstrap_servers,
             "client_id": client_id,
             "request_timeout_ms": int(self.request_timeout_seconds * 1000),
-            "metadata_max_age_ms": int(self.metadata_max_age_seconds * 1000),
             "security_protocol": self.security_protocol,
             "ssl_context": self._ssl_context(),
             "sasl_mechanism": self.sasl_mechanism if sasl else "PLAIN",
