@@ -271,20 +271,18 @@ def _remember(platform: Platform, key: str) -> dict[str, Any]:
 
 @contextmanager
 def _memory_table_held(platform: Platform) -> Iterator[None]:
-    """Keeps every transaction of memory waiting in the middle, until the server dies."""
+    """Keeps every transaction of memory waiting in the middle."""
     held, release = threading.Event(), threading.Event()
 
     async def hold() -> None:
         connection = await asyncpg.connect(platform.database.admin_url)
         try:
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE memory.memory IN ACCESS EXCLUSIVE MODE")
-                held.set()
-                await asyncio.to_thread(release.wait, PATIENCE_SECONDS)
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
+            await connection.execute("BEGIN")
+            await connection.execute("LOCK TABLE memory.memory IN ACCESS EXCLUSIVE MODE")
             held.set()
+            await asyncio.to_thread(release.wait, PATIENCE_SECONDS)
         finally:
-            connection.terminate()
+            connection.terminate()  # no COMMIT, which would fail where the server is dead: the end of the connection gives the lock back
 
     holding = threading.Thread(target=lambda: asyncio.run(hold()))
     holding.start()
