@@ -101,10 +101,10 @@ async def tokenized(event: Received[GenerationTokenized], emit: Emitter) -> None
     """Not asked for here."""
 
 
-def register(bus: Bus, apply_message: Any = apply, answer_recall: Any = answer) -> None:
-    """All handlers of ingestion and chat."""
+def register(bus: Bus, apply_message: Any = apply, answer_recall: Any = answer, *, batched: bool = False) -> None:
+    """All handlers of ingestion and chat; `batched` where `apply_message` takes many messages at once."""
     ingestion = bus.consumer("ingestion")
-    ingestion.transactional(MessagePublished)(apply_message)
+    (ingestion.transactional_batch if batched else ingestion.transactional)(MessagePublished)(apply_message)
     for other in (DocumentPublished, EntityPublished, RelationPublished):
         ingestion.transactional(other)(ignore)
     chat = bus.consumer("chat")

@@ -12,9 +12,10 @@ from tessera.bus.errors import RequestFailedError, StreamExpiredError, TimedOutE
 from tessera.bus.events import Origin, Position, Received, Reply
 from tessera.bus.requests import Requests
 from tessera.bus.tables import Table
-from tessera.bus.transaction import Transaction
+from tessera.bus.transaction import BatchTransaction, Transaction
 
 __all__ = [
+    "BatchTransaction",
     "Bus",
     "Consumer",
     "Emitter",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +26,7 @@ from tessera.bus.records import Record
 from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
-from tessera.bus.transaction import Transaction
+from tessera.bus.transaction import BatchTransaction, Transaction
 from tessera.bus.transactional import TransactionalLoop, Workshop
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, catalogued, consumer_group
@@ -37,6 +37,7 @@ from tessera.telemetry import get_logger, metrics
 
 D = TypeVar("D", bound=EventData)
 OnTransaction = Callable[[Received[D], Transaction], Awaitable[None]]
+OnBatch = Callable[[Sequence[Received[D]], BatchTransaction], Awaitable[None]]
 H = TypeVar("H")
 OnEvent = Callable[[Received[D], Emitter], Awaitable[None]]
 
@@ -86,6 +87,14 @@ class Consumer:
         """Registers a handler whose effect commits with inbox, outbox and position. Raises ValueError if the catalogue says otherwise."""
         return self._registering(event_class, Mode.TRANSACTIONAL)
 
+    def transactional_batch(self, event_class: type[D]) -> Callable[[OnBatch[D]], OnBatch[D]]:
+        """As `transactional`, for a handler that takes neighbours of one type together, in their order.
+
+        It may be called with any number of them. Where it raises InvalidError for several, each is handled alone, so that only the
+        culprit is refused. Raises ValueError if the catalogue says otherwise.
+        """
+        return self._registering(event_class, Mode.TRANSACTIONAL, batched=True)
+
     def idempotent(self, event_class: type[D]) -> Callable[[OnEvent[D]], OnEvent[D]]:
         """Registers a handler that may be repeated: natural keys, derived ids. Raises ValueError if the catalogue says otherwise."""
         return self._registering(event_class, Mode.IDEMPOTENT)
@@ -108,9 +117,9 @@ class Consumer:
         """What is registered, and how."""
         return self._registry.modes()
 
-    def _registering(self, event_class: type[EventData], mode: Mode) -> Callable[[H], H]:
+    def _registering(self, event_class: type[EventData], mode: Mode, *, batched: bool = False) -> Callable[[H], H]:
         def register(handler: H) -> H:
-            self._registry.add(Registration(event_class, mode, cast(Handler, handler)))
+            self._registry.add(Registration(event_class, mode, cast(Handler, handler), batched))
             return handler
 
         return register

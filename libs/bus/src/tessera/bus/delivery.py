@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,6 +56,14 @@ def handling(event: Received[EventData], group: str) -> Iterator[None]:
         bound(request_id=event.request_id, tenant_id=event.tenant_id),
         span(f"consume {event.type}", **_attributes(event, group)),
     ):
+        yield
+
+
+@contextmanager
+def handling_together(events: Sequence[Received[EventData]], group: str) -> Iterator[None]:
+    """One span for all of them; each event's own trace goes on in what it publishes."""
+    first = events[0]
+    with span(f"consume {first.type}", **{**_attributes(first, group), "messaging.batch.message_count": len(events)}):
         yield
 
 

@@ -30,24 +30,26 @@ class OutboxRow:
 
 _INSERT = text(
     "INSERT INTO outbox (event_id, topic, partition, key, headers, value) "
-    "VALUES (:event_id, :topic, :partition, :key, CAST(:headers AS jsonb), :value)"
+    "SELECT event_id, topic, partition, key, headers, value FROM unnest(CAST(:event_ids AS uuid[]), CAST(:topics AS text[]), "
+    "CAST(:partitions AS integer[]), CAST(:keys AS bytea[]), CAST(:headers AS jsonb[]), CAST(:contents AS bytea[])) "
+    "WITH ORDINALITY AS given (event_id, topic, partition, key, headers, value, place) ORDER BY place"
 )
 
 
 async def write(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Inserts the rows in order; the table's trigger wakes the relay when the transaction commits."""
     if rows:
-        await connection.execute(_INSERT, [_values(row) for row in rows])
+        await connection.execute(_INSERT, _columns(rows))
 
 
-def _values(row: OutboxRow) -> dict[str, object]:
+def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
     return {
-        "event_id": row.event_id,
-        "topic": row.topic,
-        "partition": row.partition,
-        "key": row.key,
-        "headers": pack_headers(row.encoded.headers),
-        "value": row.encoded.value,
+        "event_ids": [row.event_id for row in rows],
+        "topics": [row.topic for row in rows],
+        "partitions": [row.partition for row in rows],
+        "keys": [row.key for row in rows],
+        "headers": [pack_headers(row.encoded.headers) for row in rows],
+        "contents": [row.encoded.value for row in rows],
     }
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tessera.bus.events import Received
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, topic_of
 from tessera.contracts.events import EventRefused
 
-Handler = Callable[[Received[Any], Any], Awaitable[None]]
-"""Takes the event, and a Transaction in the mode transactional, else an Emitter."""
+Handler = Callable[[Any, Any], Awaitable[None]]
+"""Takes the event, and a Transaction in the mode transactional, else an Emitter; a batch handler takes events and a BatchTransaction."""
 RefusalHandler = Callable[[str, EventRefused, AsyncConnection], Awaitable[None]]
 
 
@@ -25,6 +24,7 @@ class Registration:
     event_class: type[EventData]
     mode: Mode
     handler: Handler
+    batched: bool = False
 
 
 class Registry:

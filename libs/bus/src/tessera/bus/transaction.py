@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus.codec import Envelope, encode
-from tessera.bus.events import Origin
+from tessera.bus.events import Origin, Received
 from tessera.bus.outbox import OutboxRow
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
@@ -29,7 +29,10 @@ class Transaction:
     publishes the same ids.
     """
 
-    def __init__(self, connection: AsyncConnection, origin: Origin, service: str, rows: list[OutboxRow]) -> None:
+    def __init__(
+        self, connection: AsyncConnection, origin: Origin, service: str, rows: list[OutboxRow], *, traceparent: str | None = None
+    ) -> None:
+        self._traceparent = traceparent
         self._connection = connection
         self._rows = rows
         self._service = service
@@ -83,11 +86,37 @@ class Transaction:
         partition: int | None = None,
     ) -> str:
         envelope = caused_envelope(
-            self.origin, self._service, step, index, subject_id=subject_id, tenant_id=tenant_id, deadline=deadline, sequence=sequence
+            self.origin,
+            self._service,
+            step,
+            index,
+            subject_id=subject_id,
+            tenant_id=tenant_id,
+            deadline=deadline,
+            sequence=sequence,
+            traceparent=self._traceparent,
         )
         row_key = key or (self.origin.correlation_id or self.origin.parent_id).encode()
         self._rows.append(OutboxRow(UUID(envelope.id), topic_of(type(data)).name, row_key, encode(data, envelope), partition))
         return envelope.id
+
+
+class BatchTransaction:
+    """One Postgres transaction on behalf of several events. The bus opens and commits it."""
+
+    def __init__(self, connection: AsyncConnection, service: str, rows: list[OutboxRow]) -> None:
+        self._connection = connection
+        self._service = service
+        self._rows = rows
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The open connection, in the worker's role. Never commit or roll back on it."""
+        return self._connection
+
+    def of(self, event: Received[EventData]) -> Transaction:
+        """The same transaction on behalf of one of the events: what it publishes derives from that event and follows its trace."""
+        return Transaction(self._connection, event.origin, self._service, self._rows, traceparent=event.traceparent)
 
 
 def caused_envelope(
@@ -100,6 +129,7 @@ def caused_envelope(
     tenant_id: str | None = None,
     deadline: datetime | None = None,
     sequence: int | None = None,
+    traceparent: str | None = None,
 ) -> Envelope:
     """The attributes of an event caused by `origin`: a derived id, and tenant, request, subject and trace inherited."""
     return Envelope(
@@ -109,7 +139,7 @@ def caused_envelope(
         subject_id=subject_id or origin.subject_id,
         request_id=origin.request_id,
         deadline=deadline,
-        traceparent=current_traceparent() or origin.traceparent,
+        traceparent=traceparent or current_traceparent() or origin.traceparent,
         sequence=sequence,
         correlation_id=origin.correlation_id or origin.parent_id,
     )

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus import faults, outbox
 from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal, refused, told_tenant
-from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling
+from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling, handling_together
 from tessera.bus.events import Received
 from tessera.bus.inbox import Entry, InboxItem, enter
 from tessera.bus.outbox import OutboxRow
@@ -27,8 +28,8 @@ from tessera.bus.positions import FencedError, Mark, PositionRow
 from tessera.bus.publisher import as_retryable
 from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
-from tessera.bus.registry import Registry
-from tessera.bus.transaction import Transaction
+from tessera.bus.registry import Registration, Registry
+from tessera.bus.transaction import BatchTransaction, Transaction
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import FatalError, InvalidError, Problem
 from tessera.contracts.events import RequestFailed
@@ -279,14 +280,44 @@ class TransactionalLoop(PartitionLoop):
     async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> list[OutboxRow]:
         """Applies every event and returns what is to be published, in order."""
         entries = await self._enter(connection, deliveries)
+        known = [(delivery, entries.get(delivery.record.offset, Entry.NEW)) for delivery in deliveries]
+        fresh = [(delivery, entry) for delivery, entry in known if entry is not Entry.REPEATED]
+        metrics.BUS_DUPLICATES.labels(consumer=self.assignment.group).inc(len(known) - len(fresh))
+        if len(fresh) > 1 and (events := self._sound(fresh)):
+            with suppress(InvalidError):
+                async with connection.begin_nested():
+                    return await self._apply_together(connection, events)
         rows: list[OutboxRow] = []
-        for delivery in deliveries:
-            entry = entries.get(delivery.record.offset, Entry.NEW)
-            if entry is Entry.REPEATED:
-                metrics.BUS_DUPLICATES.labels(consumer=self.assignment.group).inc()
-                continue
+        for delivery, entry in fresh:
             await self._apply_one(connection, delivery, entry, rows)
         return rows
+
+    def _sound(self, fresh: Sequence[tuple[Delivery, Entry]]) -> list[Received[EventData]]:
+        """The events of a batch of which none is known to be refused or expired; else nothing."""
+        try:
+            events = [self._admitted(delivery, entry) for delivery, entry in fresh]
+        except InvalidError:
+            return []
+        return [] if any(expired(event) for event in events) else events
+
+    async def _apply_together(self, connection: AsyncConnection, events: Sequence[Received[EventData]]) -> list[OutboxRow]:
+        """Without a savepoint for each, which costs two round trips. Raises InvalidError when one is refused: then none is applied."""
+        rows: list[OutboxRow] = []
+        for event_type, run in groupby(events, lambda event: event.type):
+            registration, neighbours = self._workshop.registry[event_type], list(run)
+            if registration.batched:
+                await self._call_batch(registration, connection, neighbours, rows)
+                continue
+            for event in neighbours:
+                with handling(event, self.assignment.group):
+                    await registration.handler(event, self._transaction(connection, event, rows))
+        return rows
+
+    async def _call_batch(
+        self, registration: Registration, connection: AsyncConnection, events: Sequence[Received[EventData]], rows: list[OutboxRow]
+    ) -> None:
+        with handling_together(events, self.assignment.group):
+            await registration.handler(events, BatchTransaction(connection, self._workshop.service, rows))
 
     async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
         known = [(delivery.record, delivery.event) for delivery in deliveries if delivery.event is not None]
@@ -301,9 +332,13 @@ class TransactionalLoop(PartitionLoop):
             if expired(event) and event.origin.reply_partition is not None:
                 await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
                 return
-            with handling(event, self.assignment.group):
-                async with connection.begin_nested():
-                    await self._workshop.registry[event.type].handler(event, self._transaction(connection, event, rows))
+            registration = self._workshop.registry[event.type]
+            async with connection.begin_nested():
+                if registration.batched:
+                    await self._call_batch(registration, connection, [event], rows)
+                else:
+                    with handling(event, self.assignment.group):
+                        await registration.handler(event, self._transaction(connection, event, rows))
         except InvalidError as fault:
             del rows[before:]
             await self._refuse(connection, delivery, fault, rows)
