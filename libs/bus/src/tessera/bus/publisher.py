@@ -80,7 +80,9 @@ class Publisher:
         if self._producer is None:
             raise RetryableError("The producer is not running.", code="broker_unavailable")
         with as_retryable():
-            await self._producer.client.fetch_all_metadata()
+            answered = await self._producer.client.force_metadata_update()  # of what was published to: a cluster may have many topics
+        if not answered:
+            raise RetryableError("No broker answers.", code="broker_unavailable")
 
 
 async def acknowledged(topic: str, sent: Sent) -> Position:

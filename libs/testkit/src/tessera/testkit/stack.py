@@ -53,6 +53,9 @@ class Stack:
     kafka: Kafka | None = None
     postgres: Postgres | None = None
     redis: Redis | None = None
+    kafka_limits: KafkaLimits = field(default_factory=lambda: KafkaLimits(heap_megabytes=_HEAP_MEGABYTES))
+    durable: bool = False
+    """Whether Postgres syncs to disk, as it must where something is measured."""
     _cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def start(self) -> None:
@@ -87,8 +90,7 @@ class Stack:
             self.kafka_bootstrap_servers = self._cleanup.enter_context(containers.kafka())
             return
         ports = free_ports(("broker", "controller"))
-        limits = KafkaLimits(heap_megabytes=_HEAP_MEGABYTES)
-        self.kafka = Kafka(self.folder / "kafka", ports["broker"], ports["controller"], distribution, limits)
+        self.kafka = Kafka(self.folder / "kafka", ports["broker"], ports["controller"], distribution, self.kafka_limits)
         self._own(self.kafka)
         self.kafka_bootstrap_servers = self.kafka.bootstrap_servers
 
@@ -99,7 +101,7 @@ class Stack:
         if not _available(binaries):
             self.database_url = self._cleanup.enter_context(containers.postgres())
             return
-        self.postgres = Postgres(self.folder / "postgres", free_ports(("postgres",))["postgres"], _PASSWORD, durable=False)
+        self.postgres = Postgres(self.folder / "postgres", free_ports(("postgres",))["postgres"], _PASSWORD, durable=self.durable)
         self._own(self.postgres)
         self.database_url = self.postgres.database_url
 
