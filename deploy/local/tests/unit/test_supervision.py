@@ -43,9 +43,15 @@ def _wait(supervisor: Supervisor, name: str, state: str) -> None:
 
 
 def _process(home: Path, name: str, group: str = SERVERS) -> psutil.Process:
-    found = recorded(home / "run" / group / f"{name}.json")
-    assert found is not None
-    return found
+    """The program; supervisord may say that it runs before it has written down who it is."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        found.extend(process for process in [recorded(home / "run" / group / f"{name}.json")] if process is not None)
+        return bool(found)
+
+    wait_until(there, time.monotonic() + 30, f"{name} was not recorded")
+    return found[0]
 
 
 def test_servers_start_at_once_and_services_when_asked(supervisor: Supervisor, home: Path) -> None:
@@ -109,10 +115,11 @@ def test_orphans_of_a_system_without_death_signals_are_ended(supervisor: Supervi
     assert not child.is_running()
 
 
-def test_a_program_that_cannot_start_is_fatal_and_its_output_kept(supervisor: Supervisor, home: Path) -> None:
+def test_a_program_that_ends_at_once_does_not_run_and_its_output_is_kept(supervisor: Supervisor, home: Path) -> None:
     supervisor.start([_program(home, "kafka", SERVERS, (sys.executable, "-c", "raise SystemExit('no disk')"))])
     wait_until(lambda: "no disk" in (home / "logs" / "kafka.log").read_text(), time.monotonic() + 30, "no output")
-    assert supervisor.states()["kafka"]["statename"] in ("STARTING", "BACKOFF", "FATAL", "EXITED")
+    ended = ("BACKOFF", "FATAL", "EXITED")
+    wait_until(lambda: supervisor.states()["kafka"]["statename"] in ended, time.monotonic() + 30, "it seems to run")
 
 
 def test_asking_for_an_unknown_program_is_an_error(supervisor: Supervisor, home: Path) -> None:
