@@ -1,7 +1,7 @@
 """Fakes of the gateway's ports, for tests of one process without a network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
 from tessera.contracts.base import EventData
 from tessera.contracts.events import DatasetReference, ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
@@ -18,7 +19,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
-from tessera.gateway.ports import Call, Claim, KeyDescription, Published, Since, Tenant
+from tessera.gateway.ports import Call, Claim, Decision, Keep, KeyDescription, Outcome, Published, Since, Tenant
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
@@ -123,6 +124,43 @@ class NoDatasets:
         return None
 
 
+class MemoryDeadLetters:
+    """`ports.DeadLetters` in memory."""
+
+    def __init__(self) -> None:
+        self.all: list[DeadLetter] = []
+        self.replayed: list[str] = []
+        self.refuses: ApiError | None = None
+
+    async def page(self, wanted: LetterFilter, *, limit: int, keep: Keep, newest_first: bool, cursor: str | None) -> LetterPage:
+        found = [letter.summary for letter in self.all if letter.summary.place.topic in wanted.topics() and wanted.matches(letter.summary)]
+        return LetterPage([*await keep(found)][:limit], None)
+
+    async def letters(self, ids: Iterable[str]) -> AsyncGenerator[tuple[str, DeadLetter | None], None]:
+        known = {letter.summary.id: letter for letter in self.all}
+        for name in ids:
+            yield name, known.get(name)
+
+    async def replay(self, letter: DeadLetter, *, dry_run: bool) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        if not dry_run:
+            self.replayed.append(letter.summary.id)
+
+
+class MemoryDecisions:
+    """`ports.Decisions` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, Decision] = {}
+
+    async def of(self, letters: Sequence[DeadLetterSummary]) -> dict[str, Decision]:
+        return {letter.id: self.rows[letter.digest] for letter in letters if letter.digest in self.rows}
+
+    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
+        self.rows.setdefault(letter.digest, Decision(outcome, datetime.now().astimezone(), by))
+
+
 @dataclass
 class Desk:
     """An application in this process with a client at its door."""
@@ -150,7 +188,10 @@ def desk() -> Desk:
     async def ready() -> tuple[bool, str]:
         return True, "ready"
 
-    rooms = Rooms(log, store, NoDatasets(), MemoryGenerations(), Authenticator(store, PEPPER), ready, generation=Limits())
+    letters, decisions = MemoryDeadLetters(), MemoryDecisions()
+    rooms = Rooms(
+        log, store, NoDatasets(), MemoryGenerations(), letters, decisions, Authenticator(store, PEPPER), ready, generation=Limits()
+    )
     for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):
         model = ModelReference(
             model_id=model_id,

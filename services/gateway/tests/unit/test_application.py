@@ -43,6 +43,10 @@ SCOPE_OF = {
     ("DELETE", "/v1/keys/{key_id}"): "admin",
     ("POST", "/v1/services/{service}/control"): "admin",
     ("GET", "/v1/status"): "admin",
+    ("GET", "/v1/dead-letters"): "admin",
+    ("GET", "/v1/dead-letters/{letter_id}"): "admin",
+    ("POST", "/v1/dead-letters/replay"): "admin",
+    ("POST", "/v1/dead-letters/discard"): "admin",
     ("GET", "/health"): None,
 }
 

@@ -7,9 +7,11 @@
 from tessera.bus import faults
 from tessera.bus.bus import Bus
 from tessera.bus.consumer import Consumer
+from tessera.bus.deadletters import DeadLetter, DeadLetterSummary
 from tessera.bus.emitting import Emitter
 from tessera.bus.errors import RequestFailedError, StreamExpiredError, TimedOutError
 from tessera.bus.events import Origin, Position, Received, Reply
+from tessera.bus.letters import LetterFilter, LetterPage
 from tessera.bus.requests import Requests
 from tessera.bus.tables import Table
 from tessera.bus.transaction import BatchTransaction, Transaction
@@ -18,7 +20,11 @@ __all__ = [
     "BatchTransaction",
     "Bus",
     "Consumer",
+    "DeadLetter",
+    "DeadLetterSummary",
     "Emitter",
+    "LetterFilter",
+    "LetterPage",
     "Origin",
     "Position",
     "Received",

@@ -11,7 +11,9 @@ from typing import TypeVar
 from tessera.bus import outbox
 from tessera.bus.codec import Envelope, encode
 from tessera.bus.consumer import Consumer, Surroundings
+from tessera.bus.deadletters import UNREADABLE, DeadLetter
 from tessera.bus.events import Origin, Position, Received
+from tessera.bus.letters import DeadLetterLog
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.publisher import Publisher
 from tessera.bus.quarantine import Quarantine
@@ -46,6 +48,7 @@ class Bus:
         self._consumers: dict[str, Consumer] = {}
         self._tables: list[Table] = []
         self._requests: Requests | None = None
+        self.dead_letters = DeadLetterLog(settings.kafka, self._client_id("dead-letters"), self._directory)
         self._relay = Relay(settings, database, self._publisher, self._directory) if database is not None else None
 
     # --- consuming --------------------------------------------------------------------------------
@@ -143,6 +146,23 @@ class Bus:
             rows: list[OutboxRow] = []
             yield Transaction(connection, origin, self.settings.service, rows)
             await outbox.write(connection, rows)
+
+    async def replay(self, letter: DeadLetter, *, dry_run: bool = False) -> None:
+        """Publishes the original of a dead letter again: same topic, partition, key, headers and bytes. Returns when it is acknowledged.
+
+        With `dry_run` it only looks whether it could. Raises InvalidError `dead_letter_unreadable`, `topic_missing` or `event_too_large`,
+        RetryableError when Kafka does not answer.
+        """
+        origin = letter.summary.origin
+        if origin is None:
+            raise InvalidError(UNREADABLE, "The record does not say where the event came from.")
+        if not await self._directory.exists(origin.topic):
+            raise InvalidError("topic_missing", f"The topic {origin.topic} is no longer there.")
+        if dry_run:
+            return
+        known = await self._publisher.partitions(origin.topic)
+        partition = origin.partition if origin.partition in known else None
+        await self._publisher.publish(origin.topic, letter.again(), key=letter.key, partition=partition)
 
     async def ensure_tenant_topics(self, tenant_id: str) -> None:
         """Makes the topics that belong to one tenant. Safe to repeat. Raises RetryableError when Kafka does not answer."""

@@ -40,6 +40,10 @@ _FIND = text(
     "JOIN unnest(CAST(:tenants AS text[]), CAST(:identities AS bytea[])) AS given (tenant_id, identity) "
     "ON inbox.tenant_id = given.tenant_id AND inbox.identity = given.identity WHERE inbox.consumer = :consumer AND inbox.generation = 1"
 )
+_FORGET = text(
+    "DELETE FROM inbox USING unnest(CAST(:tenants AS text[]), CAST(:identities AS bytea[])) AS given (tenant_id, identity) "
+    "WHERE inbox.tenant_id = given.tenant_id AND inbox.identity = given.identity AND inbox.consumer = :consumer AND inbox.generation = 1"
+)
 
 
 async def enter(connection: AsyncConnection, consumer: str, items: Sequence[InboxItem]) -> list[Entry]:
@@ -53,6 +57,12 @@ async def enter(connection: AsyncConnection, consumer: str, items: Sequence[Inbo
         found = await connection.execute(_FIND, {"consumer": consumer, **_columns(items)})
         known = {(row.tenant_id, bytes(row.identity)): bytes(row.body) for row in found}
     return [_entry(item, new, known) for item in items]
+
+
+async def forget(connection: AsyncConnection, consumer: str, items: Sequence[InboxItem]) -> None:
+    """Takes entries back: what was refused had no effect, and must have one when an operator replays it."""
+    if items:
+        await connection.execute(_FORGET, {"consumer": consumer, **_columns(items)})
 
 
 def _columns(items: Sequence[InboxItem]) -> dict[str, object]:

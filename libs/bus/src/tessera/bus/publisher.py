@@ -75,6 +75,13 @@ class Publisher:
         """Sends a record and waits for the acknowledgement of all in-sync replicas. Raises as `send` does."""
         return await acknowledged(topic, await self.send(topic, encoded, key=key, partition=partition))
 
+    async def partitions(self, topic: str) -> frozenset[int]:
+        """The partitions of a topic that exists. Raises RetryableError when Kafka does not answer."""
+        if self._producer is None:
+            raise RetryableError("The producer is not running.", code="broker_unavailable")
+        with as_retryable():
+            return frozenset(await self._producer.partitions_for(self._kafka.physical(topic)))
+
     async def ping(self) -> None:
         """Raises when no broker answers."""
         if self._producer is None:

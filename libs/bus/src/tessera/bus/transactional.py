@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from itertools import groupby
 from typing import Final
 
@@ -21,7 +22,7 @@ from tessera.bus import faults, outbox
 from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal, refused, told_tenant
 from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling, handling_together
 from tessera.bus.events import Received
-from tessera.bus.inbox import Entry, InboxItem, enter
+from tessera.bus.inbox import Entry, InboxItem, enter, forget
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.positions import FencedError, Mark, PositionRow
@@ -43,6 +44,15 @@ MAXIMUM_ATTEMPTS: Final = 3
 _GIVE_BACK: Final = timedelta(seconds=2)
 
 _log = get_logger(__name__)
+
+
+class Outcome(Enum):
+    """What became of one event."""
+
+    HANDLED = "handled"
+    """Applied, or answered."""
+    DEAD = "dead"
+    """In the dead letters, without effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +298,11 @@ class TransactionalLoop(PartitionLoop):
                 async with connection.begin_nested():
                     return await self._apply_together(connection, events)
         rows: list[OutboxRow] = []
+        dead: list[Delivery] = []
         for delivery, entry in fresh:
-            await self._apply_one(connection, delivery, entry, rows)
+            if await self._apply_one(connection, delivery, entry, rows) is Outcome.DEAD and entry is Entry.NEW:
+                dead.append(delivery)
+        await forget(connection, self.assignment.group, _inbox_items(dead))
         return rows
 
     def _sound(self, fresh: Sequence[tuple[Delivery, Entry]]) -> list[Received[EventData]]:
@@ -320,18 +333,17 @@ class TransactionalLoop(PartitionLoop):
             await registration.handler(events, BatchTransaction(connection, self._workshop.service, rows))
 
     async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
-        known = [(delivery.record, delivery.event) for delivery in deliveries if delivery.event is not None]
-        items = [InboxItem(event.tenant_id, event.digest, body_digest(record.value or b"")) for record, event in known]
-        entries = await enter(connection, self.assignment.group, items)
-        return {record.offset: entry for (record, _), entry in zip(known, entries, strict=True)}
+        known = [delivery for delivery in deliveries if delivery.event is not None]
+        entries = await enter(connection, self.assignment.group, _inbox_items(known))
+        return {delivery.record.offset: entry for delivery, entry in zip(known, entries, strict=True)}
 
-    async def _apply_one(self, connection: AsyncConnection, delivery: Delivery, entry: Entry, rows: list[OutboxRow]) -> None:
+    async def _apply_one(self, connection: AsyncConnection, delivery: Delivery, entry: Entry, rows: list[OutboxRow]) -> Outcome:
         before = len(rows)
         try:
             event = self._admitted(delivery, entry)
             if expired(event) and event.origin.reply_partition is not None:
                 await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
-                return
+                return Outcome.HANDLED
             registration = self._workshop.registry[event.type]
             async with connection.begin_nested():
                 if registration.batched:
@@ -341,7 +353,8 @@ class TransactionalLoop(PartitionLoop):
                         await registration.handler(event, self._transaction(connection, event, rows))
         except InvalidError as fault:
             del rows[before:]
-            await self._refuse(connection, delivery, fault, rows)
+            return await self._refuse(connection, delivery, fault, rows)
+        return Outcome.HANDLED
 
     def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
         return Transaction(connection, event.origin, self._workshop.service, rows)
@@ -357,7 +370,7 @@ class TransactionalLoop(PartitionLoop):
             raise InvalidError(HANDLER_FAILED, f"Handling this event failed {MAXIMUM_ATTEMPTS} times in a way that no rule foresees.")
         raise InvalidError(CONSUMER_CRASHED, f"The consumer died {MAXIMUM_ATTEMPTS} times while it handled this event.")
 
-    async def _refuse(self, connection: AsyncConnection, delivery: Delivery, fault: InvalidError, rows: list[OutboxRow]) -> None:
+    async def _refuse(self, connection: AsyncConnection, delivery: Delivery, fault: InvalidError, rows: list[OutboxRow]) -> Outcome:
         """Tells whoever must know: the asker of a request; else operators, and the producer where there is one outside."""
         record, name, service = delivery.record, self.assignment.name, self._workshop.service
         attempts = min(MAXIMUM_ATTEMPTS, self._attempts.get(record.offset, 1))
@@ -366,13 +379,23 @@ class TransactionalLoop(PartitionLoop):
         event = delivery.event
         if event is not None and event.origin.reply_partition is not None:
             await self._transaction(connection, event, rows).reply(RequestFailed(problem=Problem.of(fault)), step="failure")
-            return
+            return Outcome.HANDLED
         rows.append(dead_letter(record, name, service, fault, attempts))
         if is_refusable(name):
             rows.append(refusal(record, name, service, fault))
             await self._note_refusal(connection, record, fault)
+        return Outcome.DEAD
 
     async def _note_refusal(self, connection: AsyncConnection, record: Record, fault: InvalidError) -> None:
         note, tenant_id = self._workshop.registry.on_refused, told_tenant(record, self.assignment.name, fault)
         if note is not None and tenant_id is not None:
             await note(tenant_id, refused(record, self.assignment.name, fault), connection)
+
+
+def _inbox_items(deliveries: Sequence[Delivery]) -> list[InboxItem]:
+    """The identities of those that have one."""
+    return [
+        InboxItem(delivery.event.tenant_id, delivery.event.digest, body_digest(delivery.record.value or b""))
+        for delivery in deliveries
+        if delivery.event is not None
+    ]

@@ -6,6 +6,7 @@ from datetime import timedelta
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import RetryableError
 from tessera.gateway import consumers
+from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
@@ -41,21 +42,31 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
 def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
     settings, database, bus = runtime.settings, runtime.database, runtime.bus
 
+    patience = timedelta(seconds=settings.publish_timeout_seconds)
+    log = BusLog(bus, patience)
+    runtime.add_dependency("publishing", required=False, check=_nothing, breaker=log.breaker)
+
     async def ready() -> tuple[bool, str]:
         report = await runtime.health.ready()
         return report.ready, report.status
 
     return Rooms(
-        log=BusLog(bus, timedelta(seconds=settings.publish_timeout_seconds)),
+        log=log,
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),
+        dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
+        decisions=PostgresDecisions(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
         ready=ready,
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
         patience=timedelta(seconds=settings.question_timeout_seconds),
         key_environment=settings.key_environment,
     )
+
+
+async def _nothing() -> None:
+    """Publishing is checked by publishing: only its breaker tells how it is."""
 
 
 def _edge_limits(settings: GatewaySettings) -> EdgeLimits:

@@ -1,15 +1,19 @@
 """What the handlers need from the world outside. Every method may raise ApiError 503 when its dependency cannot be reached."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.keys import StoredKey
+
+Outcome = Literal["replayed", "discarded"]
+Keep = Callable[[Sequence[DeadLetterSummary]], Awaitable[Sequence[DeadLetterSummary]]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ class Claim:
     same_body: bool
     since: Since
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an operator decided about a dead letter."""
+
+    outcome: Outcome
+    decided_at: datetime
+    decided_by: str
+    """Id of the key."""
 
 
 class Log(Protocol):
@@ -164,4 +178,32 @@ class Datasets(Protocol):
 
     async def find(self, tenant_id: str, dataset_id: str) -> DatasetReference | None:
         """None where this tenant has no such dataset."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """Dead letters of every service, in the log. Raises RetryableError and TimedOutError where it cannot be read."""
+
+    async def page(self, wanted: LetterFilter, *, limit: int, keep: Keep, newest_first: bool, cursor: str | None) -> LetterPage:
+        """Those that are wanted and kept. Raises InvalidError `invalid_value` for a topic or a cursor that does not exist."""
+        ...
+
+    def letters(self, ids: Iterable[str]) -> AsyncGenerator[tuple[str, DeadLetter | None], None]:
+        """Each letter named, whole, in the order of the log; None where there is no such letter."""
+        ...
+
+    async def replay(self, letter: DeadLetter, *, dry_run: bool) -> None:
+        """Publishes the original again; in a dry run only looks whether it could. Raises ApiError where it cannot."""
+        ...
+
+
+class Decisions(Protocol):
+    """What was decided about dead letters."""
+
+    async def of(self, letters: Sequence[DeadLetterSummary]) -> dict[str, Decision]:
+        """By the letter's id; those not decided on are missing."""
+        ...
+
+    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
+        """Remembers a decision, unless there is one: the first stands."""
         ...

@@ -51,7 +51,7 @@ class BusLog:
     ) -> Published:
         """A tenant's own ingestion topic takes what is ingested; everything else goes where the catalogue says."""
         own_topic = ingestion_topic(call.tenant_id) if topic_of(type(data)).name == "ingest" else None
-        with _told(doubt=True):
+        with told(doubt=True):
             async with self.breaker.guard(), resilience.deadline(self._patience):
                 position = await self._bus.publish(
                     data,
@@ -68,12 +68,12 @@ class BusLog:
 
     async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:
         """The answer, or the problem as an ApiError."""
-        with _told():
+        with told():
             return await self._requests.ask(data, tenant_id=call.tenant_id, request_id=call.request_id, timeout=call.patience, key=key)
 
     async def next_offset(self, partition: int) -> int:
         """A place before every reply to what is published from now on."""
-        with _told():
+        with told():
             return await self._requests.next_offset(partition)
 
     @asynccontextmanager
@@ -81,7 +81,7 @@ class BusLog:
         """A failed request of another service ends the generation like a failure of the engine."""
         after = None if since is None else (since.partition, since.offset - 1)
         async with AsyncExitStack() as stack:
-            with _told():
+            with told():
                 replies = await stack.enter_async_context(self._requests.stream(generation_id, after=after))
             yield _located(replies, generation_id)
 
@@ -99,7 +99,7 @@ async def _located(replies: AsyncIterator[Reply[EventData]], generation_id: str)
 
 
 @contextmanager
-def _told(*, doubt: bool = False) -> Iterator[None]:
+def told(*, doubt: bool = False) -> Iterator[None]:
     """The bus's errors as answers; `doubt` where a time-out leaves open whether something will happen."""
     try:
         yield

@@ -13,7 +13,7 @@ from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
-from tessera.gateway.ports import Call, Datasets, Generations, Log, Tenants
+from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, Tenants
 from tessera.telemetry import bound
 
 _scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
@@ -27,6 +27,8 @@ class Rooms:
     tenants: Tenants
     datasets: Datasets
     generations: Generations
+    dead_letters: DeadLetters
+    decisions: Decisions
     authenticator: Authenticator
     ready: Callable[[], Awaitable[tuple[bool, str]]]
     """Whether this replica can serve, and the word for it."""

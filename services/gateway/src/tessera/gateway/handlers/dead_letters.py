@@ -1,0 +1,109 @@
+"""Listing dead letters and deciding about them. `docs/dead-letters.md` has the invariant."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter
+from tessera.gateway.domain import errors
+from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.ports import DeadLetters, Decision, Decisions, Outcome
+from tessera.telemetry import get_logger
+
+Status = Literal["pending", "replayed", "discarded", "all"]
+Result = Literal[
+    "replayed", "discarded", "would_be_replayed", "would_be_discarded", "already_replayed", "already_discarded", "not_found", "failed"
+]
+
+_DONE: dict[Outcome, Result] = {"replayed": "replayed", "discarded": "discarded"}
+_WOULD: dict[Outcome, Result] = {"replayed": "would_be_replayed", "discarded": "would_be_discarded"}
+_ALREADY: dict[Outcome, Result] = {"replayed": "already_replayed", "discarded": "already_discarded"}
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What an operator decides with."""
+
+    letters: DeadLetters
+    decisions: Decisions
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One page: each letter with what was decided about it, and where to go on."""
+
+    letters: list[tuple[DeadLetterSummary, Decision | None]]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What shall become of letters, and who says so."""
+
+    outcome: Outcome
+    by: str
+    """Id of the operator's key."""
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of one letter."""
+
+    id: str
+    result: Result
+    error: ApiError | None = None
+
+
+async def listing(desk: Desk, wanted: LetterFilter, status: Status, *, limit: int, newest_first: bool, cursor: str | None) -> Listing:
+    """Raises InvalidError `invalid_value` for a topic or a cursor that does not exist."""
+
+    async def keep(found: Sequence[DeadLetterSummary]) -> Sequence[DeadLetterSummary]:
+        if status == "all":
+            return found
+        decided = await desk.decisions.of(found)
+        return [letter for letter in found if (decided[letter.id].outcome if letter.id in decided else "pending") == status]
+
+    page = await desk.letters.page(wanted, limit=limit, keep=keep, newest_first=newest_first, cursor=cursor)
+    decided = {} if status == "pending" else await desk.decisions.of(page.letters)
+    return Listing([(letter, decided.get(letter.id)) for letter in page.letters], page.next_cursor)
+
+
+async def find(desk: Desk, letter_id: str) -> tuple[DeadLetter, Decision | None]:
+    """The letter with its bytes. Raises ApiError 404 `dead_letter_not_found`."""
+    async with aclosing(desk.letters.letters([letter_id])) as found:
+        async for _, letter in found:
+            if letter is not None:
+                return letter, (await desk.decisions.of([letter.summary])).get(letter_id)
+    raise errors.not_found("dead_letter_not_found", f"The dead letter '{letter_id}'")
+
+
+async def settle(desk: Desk, ids: Sequence[str], order: Order) -> list[Settled]:
+    """Carries an order out, letter by letter in the order of the log. One that fails does not stop the others."""
+    settled = []
+    async with aclosing(desk.letters.letters(ids)) as letters:
+        async for letter_id, letter in letters:
+            settled.append(Settled(letter_id, "not_found") if letter is None else await _settle(desk, letter, order))
+    if not order.dry_run:
+        _log.info("dead letters decided", outcome=order.outcome, by=order.by, results=dict(Counter(one.result for one in settled)))
+    return settled
+
+
+async def _settle(desk: Desk, letter: DeadLetter, order: Order) -> Settled:
+    letter_id = letter.summary.id
+    before = (await desk.decisions.of([letter.summary])).get(letter_id)
+    if before is not None:
+        return Settled(letter_id, _ALREADY[before.outcome])
+    if order.outcome == "replayed":
+        try:
+            await desk.letters.replay(letter, dry_run=order.dry_run)
+        except ApiError as error:
+            return Settled(letter_id, "failed", error)
+    if order.dry_run:
+        return Settled(letter_id, _WOULD[order.outcome])
+    await desk.decisions.decide(letter.summary, order.outcome, order.by)
+    return Settled(letter_id, _DONE[order.outcome])
