@@ -152,3 +152,10 @@ async def test_one_letter_among_many_is_found_by_its_id_and_by_its_events_id(gro
         async with aclosing(run.bus.dead_letters.letters(names)) as letters:
             there = {name: letter is not None async for name, letter in letters}
     assert there == {**dict.fromkeys(names, False), found.id: True}
+
+
+async def test_a_question_that_no_topic_can_answer_has_an_empty_page(running: Any) -> None:
+    async with running() as run:
+        for wanted in (LetterFilter(topic="ingest", service="generator"), LetterFilter(topic="reply"), LetterFilter(topic="sweep.requested")):
+            page = await run.bus.dead_letters.page(wanted, limit=1, keep=everything)
+            assert (page.letters, page.next_cursor) == ([], None)

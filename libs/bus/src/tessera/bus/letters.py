@@ -167,6 +167,7 @@ class DeadLetterLog:
             try:
                 with as_retryable():
                     await consumer.start()
+                    await asyncio.sleep(0)  # stopping aiokafka's consumer before its tasks have begun raises CancelledError
                     yield _Reading(consumer, self._kafka, self._limits.patience)
             finally:
                 await consumer.stop()
