@@ -23,10 +23,54 @@ STATUS = {
             "service": "memory",
             "status": "degraded",
             "lag": 3,
-            "replicas": [{"instance": "m-1", "status": "degraded", "dependencies": [{"name": "embedder", "healthy": False}]}],
+            "replicas": [
+                {
+                    "instance": "m-1",
+                    "status": "degraded",
+                    "dependencies": [{"name": "embedder", "healthy": False, "breaker": "open"}],
+                    "consumers": [{"name": "ingestion", "state": "running", "lag": 2}, {"name": "chat", "state": "running", "lag": 0}],
+                },
+                {
+                    "instance": "m-2",
+                    "status": "ready",
+                    "dependencies": [],
+                    "consumers": [{"name": "ingestion", "state": "paused", "lag": 1}],
+                },
+                {
+                    "instance": "m-3",
+                    "status": "lost",
+                    "dependencies": [],
+                    "consumers": [{"name": "ingestion", "state": "running", "lag": 9}],
+                },
+            ],
         }
     ],
 }
+
+LETTER = {
+    "id": "ingest.memory.dlq:0:1",
+    "refused_at": "2026-01-01T00:00:00Z",
+    "status": "pending",
+    "code": "c",
+    "message": "why",
+    "field": "f",
+    "tenant_id": "acme",
+    "event_id": "e-1",
+    "topic": "ingest",
+    "partition": 0,
+    "offset": 3,
+    "service": "memory",
+    "attempts": 1,
+    "replays": 0,
+    "trace_id": None,
+    "request_id": None,
+    "size_bytes": 2,
+    "key": None,
+    "headers": [{"name": "odd", "text": None, "base64": "/w=="}],
+    "value": {"text": "{}", "base64": "e30="},
+}
+SETTLED = {"id": "l", "result": "replayed", "error": None}
+NO_CHOICE = dict.fromkeys(("topic", "service", "code", "since", "until", "event_id", "tenant_id"))
 
 
 class Gateway:
@@ -92,7 +136,33 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             "vector 0.500, lexical 0.300",
         ),
         (["search", "stone"], {"search": {"data": []}}, ("search", ("stone",), {"limit": 5}), "nothing found"),
-        (["status"], {"status": STATUS}, ("status", (), {}), "m-1: degraded; down: embedder"),
+        (["status"], {"status": STATUS}, ("status", (), {}), "m-1: degraded; down: embedder; breakers: embedder open"),
+        (["lag"], {"status": STATUS}, ("status", (), {}), "memory     ingestion         3  paused running"),
+        (
+            ["dead-letter", "list", "--code", "c", "--limit", "2"],
+            {"dead_letters": [LETTER]},
+            ("dead_letters", (), {"limit": 2, "order": "newest", "status": "pending", **NO_CHOICE, "code": "c"}),
+            "ingest.memory.dlq:0:1  2026-01-01T00:00:00Z  pending  c  acme  e-1",
+        ),
+        (["dead-letter", "show", "l"], {"dead_letter": LETTER}, ("dead_letter", ("l",), {}), "header    odd: base64 /w=="),
+        (
+            ["dead-letter", "replay", "l"],
+            {"replay_dead_letters": [SETTLED]},
+            ("replay_dead_letters", (), {"ids": ("l",), "dry_run": False, **NO_CHOICE}),
+            "l: replayed",
+        ),
+        (
+            ["dead-letter", "discard", "--tenant", "acme", "--dry-run"],
+            {"discard_dead_letters": [SETTLED]},
+            ("discard_dead_letters", (), {"ids": None, "dry_run": True, **NO_CHOICE, "tenant_id": "acme"}),
+            "l: replayed",
+        ),
+        (
+            ["dead-letter", "replay", "--all"],
+            {"replay_dead_letters": []},
+            ("replay_dead_letters", (), {"ids": None, "dry_run": False, **NO_CHOICE}),
+            "no dead letters",
+        ),
         (
             ["models"],
             {"models": [{"id": "m", "tessera": {"capability": "chat", "description": "d"}}]},
@@ -166,3 +236,19 @@ def test_a_missing_setting_is_named() -> None:
 
 def test_where_to_see_a_trace() -> None:
     assert "make trace ID=req_1" in CliRunner().invoke(cli.main, ["trace", "req_1"]).output
+
+
+@pytest.mark.parametrize("chosen", [[], ["l", "--all"], ["l", "--code", "c"], ["--code", "c", "--all"]], ids=" ".join)
+@pytest.mark.parametrize("action", ["replay", "discard"])
+def test_letters_are_chosen_in_one_way(run: Any, action: str, chosen: list[str]) -> None:
+    told = run(Gateway(), "dead-letter", action, *chosen)
+    assert told.exit_code == 2
+    assert "Give LETTER_IDS" in told.output
+
+
+@pytest.mark.parametrize(
+    ("result", "error"), [("failed", {"code": "topic_missing", "message": "gone"}), ("not_found", None)], ids=["failed", "not found"]
+)
+def test_a_letter_that_was_not_replayed_is_an_exit_code(run: Any, result: str, error: Any) -> None:
+    settled = [{"id": "l", "result": result, "error": error}]
+    assert run(Gateway(replay_dead_letters=settled), "dead-letter", "replay", "l").exit_code == 1

@@ -160,3 +160,39 @@ def test_waiting_ends_with_the_state_or_with_patience(script: Script) -> None:
 def test_no_attempt_at_all_is_a_mistake() -> None:
     with Tessera("http://127.0.0.1:9", "key", attempts=0) as tessera, pytest.raises(ValueError, match="attempts"):
         tessera.status()
+
+
+def test_dead_letters_are_paged_up_to_the_limit(script: Script) -> None:
+    script.then(200, {"data": [{"id": "a"}], "next_cursor": "c"}).then(200, {"data": [], "next_cursor": "d"})
+    script.then(200, {"data": [{"id": "b"}, {"id": "c"}], "next_cursor": "e"})
+    with client(script) as tessera:
+        assert [letter["id"] for letter in tessera.dead_letters(limit=2, code="x", topic=None)] == ["a", "b"]
+    assert [path for _, path, _, _ in script.asked] == [
+        "/v1/dead-letters?code=x&limit=200",
+        "/v1/dead-letters?code=x&limit=200&after=c",
+        "/v1/dead-letters?code=x&limit=200&after=d",
+    ]
+
+
+def test_one_dead_letter(script: Script) -> None:
+    with client(script.then(200, {"id": "ingest.memory.dlq:0:1"})) as tessera:
+        assert tessera.dead_letter("ingest.memory.dlq:0:1") == {"id": "ingest.memory.dlq:0:1"}
+    assert script.asked[0][1] == "/v1/dead-letters/ingest.memory.dlq:0:1"
+
+
+def test_a_replay_by_filter_goes_on_to_the_end(script: Script) -> None:
+    script.then(200, {"data": [{"id": "a"}], "next_cursor": "c"}).then(200, {"data": [{"id": "b"}], "next_cursor": None})
+    with client(script) as tessera:
+        assert [one["id"] for one in tessera.replay_dead_letters(code="x", service=None)] == ["a", "b"]
+    bodies = [body for _, path, body, _ in script.asked if path == "/v1/dead-letters/replay"]
+    assert bodies == [{"filter": {"code": "x"}, "dry_run": False}, {"filter": {"code": "x"}, "dry_run": False, "after": "c"}]
+
+
+def test_many_ids_are_discarded_in_portions(script: Script) -> None:
+    script.then(200, {"data": [{"id": "a"}]}).then(200, {"data": [{"id": "b"}]})
+    with client(script) as tessera:
+        assert [one["id"] for one in tessera.discard_dead_letters(ids=[str(number) for number in range(101)], dry_run=True)] == ["a", "b"]
+    assert [(path, len(body["ids"]), body["dry_run"]) for _, path, body, _ in script.asked] == [
+        ("/v1/dead-letters/discard", 100, True),
+        ("/v1/dead-letters/discard", 1, True),
+    ]

@@ -21,6 +21,7 @@ _BATCH: Final = 500
 _BAD: Final = ("refused", "failed")
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,95 @@ def ingest(context: Context, *, text: str | None, conversation_id: str, role: st
 @main.command()
 @click.pass_obj
 def status(context: Context) -> None:
-    """Each service with its dependencies and lag."""
+    """Each service with its dependencies, breakers that are not closed, and lag."""
     found = context.call(lambda client: client.status())
     context.show(found, [f"system: {found['status']}", *(line for service in found["services"] for line in _service_lines(service))])
+
+
+@main.command()
+@click.pass_obj
+def lag(context: Context) -> None:
+    """How many events wait in each consumer of each service."""
+    found = context.call(lambda client: client.status())
+    rows = [row for service in found["services"] for row in _lag_rows(service)]
+    lines = [f"{row['service']:<10} {row['consumer']:<10} {row['lag']:>8}  {' '.join(row['states'])}" for row in rows]
+    context.show({"data": rows}, lines or ["no service has reported"])
+
+
+@main.group("dead-letter")
+def dead_letter() -> None:
+    """Events that could not be handled. Needs a key with the scope admin."""
+
+
+def _which(command: F) -> F:
+    """The options by which letters are chosen."""
+    for option in (
+        click.option("--tenant", "tenant_id", help="The topic's owner, or whose the event claims to be."),
+        click.option("--event", "event_id", help="The event's own id."),
+        click.option("--until", help="Refused before (RFC 3339)."),
+        click.option("--since", help="Refused at or after (RFC 3339)."),
+        click.option("--code", help="The reason, such as tenant_unknown."),
+        click.option("--service", help="Whose consumer refused it."),
+        click.option("--topic", help="Where the event was; ingest stands for every tenant's, too."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letter.command("list")
+@_which
+@click.option("--status", type=click.Choice(["pending", "replayed", "discarded", "all"]), default="pending", show_default=True)
+@click.option("--oldest-first", is_flag=True)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.pass_obj
+def list_dead_letters(context: Context, /, *, oldest_first: bool, limit: int, **query: str | None) -> None:
+    """What could not be handled, and why."""
+    order = "oldest" if oldest_first else "newest"
+    found = context.call(lambda client: client.dead_letters(limit=limit, order=order, **query))
+    context.show({"data": found}, [_letter_line(letter) for letter in found] or ["no dead letters"])
+
+
+@dead_letter.command("show")
+@click.argument("letter_id")
+@click.pass_obj
+def show_dead_letter(context: Context, letter_id: str) -> None:
+    """One dead letter with its reason, headers and bytes."""
+    found = context.call(lambda client: client.dead_letter(letter_id))
+    context.show(found, _letter_lines(found))
+
+
+@dead_letter.command("replay")
+@click.argument("letter_ids", nargs=-1)
+@_which
+@click.option("--all", "everything", is_flag=True, help="Every pending letter.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+@click.pass_obj
+def replay_dead_letters(context: Context, /, *, letter_ids: tuple[str, ...], everything: bool, dry_run: bool, **chosen: str | None) -> None:
+    """Publish the original events of LETTER_IDS again, or of all pending letters that the options choose.
+
+    Each event has its effect once, however often it is replayed.
+    """
+    _check_choice(letter_ids, chosen, everything)
+    ids = letter_ids or None
+    _show_settled(context, context.call(lambda client: client.replay_dead_letters(ids=ids, dry_run=dry_run, **chosen)))
+
+
+@dead_letter.command("discard")
+@click.argument("letter_ids", nargs=-1)
+@_which
+@click.option("--all", "everything", is_flag=True, help="Every pending letter.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+@click.pass_obj
+def discard_dead_letters(
+    context: Context, /, *, letter_ids: tuple[str, ...], everything: bool, dry_run: bool, **chosen: str | None
+) -> None:
+    """Decide that nothing shall be done about LETTER_IDS, or about all pending letters that the options choose.
+
+    They are no longer listed; their bytes stay in the log.
+    """
+    _check_choice(letter_ids, chosen, everything)
+    ids = letter_ids or None
+    _show_settled(context, context.call(lambda client: client.discard_dead_letters(ids=ids, dry_run=dry_run, **chosen)))
 
 
 @main.command()
@@ -212,6 +299,61 @@ def trace(context: Context, request_id: str) -> None:
         "Where traces go by OTLP: search your trace store for tessera.request_id = " + request_id,
     ]
     context.show({"request_id": request_id, "command": command}, lines)
+
+
+def _check_choice(letter_ids: tuple[str, ...], chosen: Mapping[str, str | None], everything: bool) -> None:
+    ways = (bool(letter_ids), any(chosen.values()), everything)
+    if sum(ways) != 1:
+        raise click.UsageError("Give LETTER_IDS, or options that choose letters, or --all.")
+
+
+def _show_settled(context: Context, settled: list[dict[str, Any]]) -> None:
+    told = [
+        f"{one['id']}: {one['result']}" + (f" {one['error']['code']}: {one['error']['message']}" if one["error"] else "") for one in settled
+    ]
+    context.show({"data": settled}, told or ["no dead letters"])
+    if any(one["result"] in ("failed", "not_found") for one in settled):
+        sys.exit(EXIT_REFUSED)
+
+
+def _letter_line(letter: dict[str, Any]) -> str:
+    event = letter["event_id"] or "no id"
+    return f"{letter['id']}  {letter['refused_at']}  {letter['status']}  {letter['code']}  {letter['tenant_id'] or 'no tenant'}  {event}"
+
+
+def _letter_lines(letter: dict[str, Any]) -> list[str]:
+    where = f"{letter['topic']} partition {letter['partition']} offset {letter['offset']}" if letter["topic"] else "unknown"
+    reason = f"{letter['code']}: {letter['message']}" + (f" (field {letter['field']})" if letter["field"] else "")
+    key = letter["key"]
+    return [
+        _letter_line(letter),
+        f"reason    {reason}",
+        f"attempts  {letter['attempts']}, replayed {letter['replays']} times before",
+        f"from      {where}, refused by {letter['service']}",
+        f"trace     {letter['trace_id'] or 'none'}, request {letter['request_id'] or 'none'}",
+        f"key       {_shown(key) if key else 'none'}",
+        *(f"header    {header['name']}: {_shown(header)}" for header in letter["headers"]),
+        f"value     {letter['size_bytes']} bytes",
+        _shown(letter["value"]),
+    ]
+
+
+def _shown(content: dict[str, Any]) -> str:
+    return str(content["text"]) if content["text"] is not None else f"base64 {content['base64']}"
+
+
+def _lag_rows(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per consumer, over all replicas that still report."""
+    consumers = [consumer for replica in service["replicas"] if replica["status"] != "lost" for consumer in replica["consumers"]]
+    return [
+        {
+            "service": service["service"],
+            "consumer": name,
+            "lag": sum(consumer["lag"] for consumer in consumers if consumer["name"] == name),
+            "states": sorted({consumer["state"] for consumer in consumers if consumer["name"] == name}),
+        }
+        for name in sorted({consumer["name"] for consumer in consumers})
+    ]
 
 
 def _items(lines: TextIO) -> list[Mapping[str, Any]]:
@@ -264,5 +406,7 @@ def _service_lines(service: dict[str, Any]) -> list[str]:
     for replica in service["replicas"]:
         down = [dependency["name"] for dependency in replica["dependencies"] if not dependency["healthy"]]
         told = f"; down: {', '.join(down)}" if down else ""
+        broken = [f"{one['name']} {one['breaker']}" for one in replica["dependencies"] if one.get("breaker", "closed") != "closed"]
+        told += f"; breakers: {', '.join(broken)}" if broken else ""
         lines.append(f"  {replica['instance']}: {replica['status']}{told}")
     return lines

@@ -1,7 +1,7 @@
 """A thin, synchronous client of the REST API. Answers are the JSON objects of the API document, as dictionaries."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,6 +15,8 @@ Json = dict[str, Any]
 
 _RETRIED: Final = (429, 503)
 _LONGEST_PAUSE: Final = 5.0
+_LETTERS: Final = 100
+"""Dead letters decided on in one request."""
 _FINAL_STATES: Final = ("searchable", "refused")
 
 
@@ -114,6 +116,34 @@ class Tessera:
         """Has replicas `pause` or `resume` a consumer, or `reload` their settings. Needs a key with the scope admin."""
         return self._request("POST", f"/v1/services/{service}/control", json=_given(action=action, consumer=consumer, instance=instance))
 
+    def dead_letters(self, *, limit: int | None = None, **query: Any) -> list[Json]:
+        """Dead letters, the newest first; all of them where there is no `limit`. Needs a key with the scope admin.
+
+        Filters: topic, service, code, since, until, event_id, tenant_id, status (pending, replayed, discarded, all).
+        `order` is newest or oldest.
+        """
+        found: list[Json] = []
+        for page in self._pages("/v1/dead-letters", _given(**query)):
+            found += page
+            if limit is not None and len(found) >= limit:
+                break
+        return found[:limit]
+
+    def dead_letter(self, letter_id: str) -> Json:
+        """One dead letter with the original key, headers and bytes."""
+        return self._request("GET", f"/v1/dead-letters/{letter_id}")
+
+    def replay_dead_letters(self, *, ids: Sequence[str] | None = None, dry_run: bool = False, **letter_filter: Any) -> list[Json]:
+        """Publishes the original events of these letters again, or of all pending ones that fit the filter; what became of each.
+
+        Repeating it changes nothing: each event has its effect once.
+        """
+        return self._decide("replay", ids, letter_filter, dry_run=dry_run)
+
+    def discard_dead_letters(self, *, ids: Sequence[str] | None = None, dry_run: bool = False, **letter_filter: Any) -> list[Json]:
+        """Has these letters, or all pending ones that fit the filter, no longer listed; what became of each."""
+        return self._decide("discard", ids, letter_filter, dry_run=dry_run)
+
     def models(self) -> list[Json]:
         """Models on offer."""
         found: list[Json] = self._request("GET", "/v1/models")["data"]
@@ -128,14 +158,30 @@ class Tessera:
         return self._request("POST", path, json=body, headers={"idempotency-key": idempotency_key or str(uuid7())})
 
     def _all(self, path: str, query: Json) -> list[Json]:
-        found: list[Json] = []
+        return [entry for page in self._pages(path, query) for entry in page]
+
+    def _pages(self, path: str, query: Json) -> Iterator[list[Json]]:
         after: str | None = None
         while True:
             page = self._request("GET", path, params={**query, "limit": 200, **_given(after=after)})
-            found += page["data"]
+            yield page["data"]
             after = page["next_cursor"]
             if after is None:
+                return
+
+    def _decide(self, action: str, ids: Sequence[str] | None, letter_filter: Json, *, dry_run: bool) -> list[Json]:
+        if ids is not None:
+            bodies = [{"ids": list(ids[start : start + _LETTERS])} for start in range(0, len(ids), _LETTERS)]
+            pages = [self._request("POST", f"/v1/dead-letters/{action}", json={**body, "dry_run": dry_run}) for body in bodies]
+            return [one for page in pages for one in page["data"]]
+        found: list[Json] = []
+        body: Json = {"filter": _given(**letter_filter), "dry_run": dry_run}
+        while True:
+            page = self._request("POST", f"/v1/dead-letters/{action}", json=body)
+            found += page["data"]
+            if page["next_cursor"] is None:
                 return found
+            body["after"] = page["next_cursor"]
 
     def _request(self, method: str, path: str, *, repeatable: bool = True, **options: Any) -> Json:
         for attempt in range(1, self._attempts + 1):

@@ -29,7 +29,7 @@ class BusLog:
     """
 
     def __init__(self, bus: Bus, patience: timedelta) -> None:
-        self.breaker = Breaker("kafka", failures=(TimedOutError, RetryableError))
+        self.breaker = Breaker("publishing", failures=(TimedOutError, RetryableError))
         self._patience = patience
         self._bus = bus
         self._requests = bus.requests
