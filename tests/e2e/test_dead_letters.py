@@ -54,20 +54,18 @@ def test_an_event_that_came_before_its_tenant_is_applied_once_when_it_is_replaye
     assert [one["result"] for one in (dry, done, again)] == ["would_be_replayed", "replayed", "already_replayed"]
     assert listed() == []
 
-    def state() -> str:
-        return str(platform.request("GET", f"/v1/ingest/{event_id}", key=key).json()["status"])
+    def state(name: str) -> str:
+        return str(platform.request("GET", f"/v1/ingest/{name}", key=key).json()["status"])
 
-    eventually_blocking(lambda: state() == "searchable", PATIENCE)
+    eventually_blocking(lambda: state(event_id) == "searchable", PATIENCE)
     # A replay that nobody remembers, such as before a crash, is the same record once more.
     produce(platform, "ingest", value, headers, conversation.encode())
-    behind = {"type": "message", "id": f"behind-{event_id}", "conversation_id": conversation, "role": "user", "content": "Behind it."}
-    produce(platform, "ingest", value, headers, conversation.encode())
-    assert platform.request("POST", "/v1/memories", key=key, json=behind).status_code == 202
-    eventually_blocking(
-        lambda: platform.request("GET", f"/v1/ingest/behind-{event_id}", key=key).json()["status"] == "searchable", PATIENCE
-    )
-    recorded = [record for record in read_all(platform, "memory.recorded") if event_id.encode() in (record.value or b"")]
-    assert len([record for record in recorded if f"behind-{event_id}".encode() not in (record.value or b"")]) == 1
+    behind_id = f"behind-{event_id}"
+    behind = [(name, behind_id.encode() if name == "ce_id" else value) for name, value in headers]
+    produce(platform, "ingest", value, behind, conversation.encode())
+    eventually_blocking(lambda: state(behind_id) == "searchable", PATIENCE)
+    origins = [json.loads(record.value or b"null")["origin_id"] for record in read_all(platform, "memory.recorded")]
+    assert (origins.count(event_id), origins.count(behind_id)) == (1, 1)
 
 
 def test_waiting_events_are_counted_per_consumer(platform: Platform) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tessera.bus.deadletters import dead_letter
 from tessera.contracts.errors import InvalidError
+from tessera.contracts.events import DependencyStatus, ServiceStatus
 from tessera.testkit import eventually_blocking
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -285,18 +287,18 @@ def test_a_gateway_that_dies_before_it_remembers_leaves_the_letter_pending(gatew
     assert (first.value(), first.key(), first.headers()) == (second.value(), second.key(), second.headers())
 
 
-def test_breakers_are_in_the_status_and_in_the_metrics(gateway: Any, http: httpx.Client) -> None:
-    def breakers() -> dict[str, str]:
-        (replica,) = [each for each in _gateway(http)["replicas"] if each["status"] == "ready"]
-        return {dependency["name"]: dependency["breaker"] for dependency in replica["dependencies"]}
+def test_a_breaker_that_is_open_is_in_the_status_of_its_replica(gateway: Any, http: httpx.Client) -> None:
+    broken = DependencyStatus(name="embedder", required=False, healthy=False, breaker="open")
+    now = datetime.now(UTC)
+    fields = {"service": "memory", "instance": "m-1", "state": "degraded", "version": "1", "started_at": now, "reported_at": now}
+    gateway.peer.say(ServiceStatus(**fields, dependencies=(broken,), consumers=()), key=b"memory/m-1")
 
-    found = eventually_blocking(breakers)
-    assert (found["publishing"], found["postgres"]) == ("closed", "closed")
+    def breakers(service: str) -> dict[str, str]:
+        (found,) = [each for each in http.get("/v1/status").json()["services"] if each["service"] == service]
+        return {one["name"]: one["breaker"] for replica in found["replicas"] for one in replica["dependencies"]}
+
+    assert eventually_blocking(lambda: breakers("memory")) == {"embedder": "open"}
+    own = eventually_blocking(lambda: breakers("gateway"))
+    assert (own["publishing"], own["postgres"]) == ("closed", "closed")
     measured = gateway.process.get_admin("/metrics")[1]
     assert 'tessera_breaker_open{dependency="publishing"} 0.0' in measured
-    assert 'tessera_breaker_open{dependency="postgres"} 0.0' in measured
-
-
-def _gateway(http: httpx.Client) -> dict[str, Any]:
-    (found,) = [service for service in http.get("/v1/status").json()["services"] if service["service"] == "gateway"]
-    return dict(found)

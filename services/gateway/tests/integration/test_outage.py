@@ -81,6 +81,12 @@ class Exposed:
         response = httpx.get(f"{self.process.admin_url}/health/ready", timeout=10)
         return {name: entry["status"] for name, entry in response.json()["dependencies"].items()}
 
+    def breaker(self) -> float:
+        """What the metrics say about the breaker of publishing."""
+        told = httpx.get(f"{self.process.admin_url}/metrics", timeout=10).text
+        (line,) = [line for line in told.splitlines() if line.startswith('tessera_breaker_open{dependency="publishing"}')]
+        return float(line.rpartition(" ")[2])
+
 
 @pytest.fixture(scope="module")
 def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
@@ -141,7 +147,12 @@ def test_without_kafka_nothing_is_accepted_and_afterwards_all_goes_on(exposed: E
     at_once = exposed.request("POST", "/v1/memories", json=ITEM)
     assert (at_once.status_code, at_once.elapsed.total_seconds() < 2) == (503, True)
     assert "Nothing was done" in at_once.json()["error"]["message"]
+    eventually_blocking(lambda: (exposed.ready() or {}).get("publishing") == "down" and exposed.breaker() == 1.0, PATIENCE)
+    letters = exposed.request("GET", "/v1/dead-letters")
+    assert (letters.status_code, letters.json()["error"]["code"]) == (503, "dependency_unavailable")
     assert exposed.request("GET", "/v1/tenants").status_code == 200
     exposed.kafka.start()
     exposed.kafka.wait_ready()
     eventually_blocking(lambda: exposed.request("POST", "/v1/memories", json=ITEM).status_code == 202, PATIENCE)
+    eventually_blocking(lambda: exposed.ready() is not None and exposed.breaker() == 0.0, PATIENCE)
+    assert exposed.request("GET", "/v1/dead-letters").status_code == 200
