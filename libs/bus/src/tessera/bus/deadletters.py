@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -105,14 +107,16 @@ class DeadLetter:
         return Encoded([*kept, (REPLAY_ATTEMPT, str(self.summary.replays + 1).encode())], self.value)
 
 
-def dead_letter_topics() -> dict[str, tuple[str, str]]:
+@cache
+def dead_letter_topics() -> Mapping[str, tuple[str, str]]:
     """Every dead-letter topic of the catalogue, with the topic and the service whose letters it holds."""
-    return {
+    found = {
         dead_letter_topic(topic.name, consumer.service): (topic.name, consumer.service)
         for topic in TOPICS.values()
         for consumer in topic.consumers
         if consumer.mode is not Mode.BROADCAST
     }
+    return MappingProxyType(found)
 
 
 def as_dead_letter(record: Record, name: str) -> DeadLetter:

@@ -35,7 +35,7 @@ Keep = Callable[[Sequence[DeadLetterSummary]], Awaitable[Sequence[DeadLetterSumm
 """Which of these are wanted, in the same order: what only the caller knows."""
 
 _READERS: Final = 2
-_STEP_RECORDS: Final = 100
+_STEP_RECORDS: Final = 50
 _LARGE_BYTES: Final = 64 * 1024
 _FIRST_WINDOW: Final = 128
 _WINDOWS: Final = (16, 2_048)
