@@ -62,7 +62,7 @@ async def test_a_client_cannot_write_for_another_tenant(database: Database) -> N
             )
 
 
-@pytest.mark.parametrize("table", ["tenants", "api_keys", "datasets", "generations", "outbox"])
+@pytest.mark.parametrize("table", ["tenants", "api_keys", "datasets", "generations", "dead_letter_decisions", "outbox"])
 async def test_the_authenticator_reads_no_table(database: Database, table: str) -> None:
     async with database.authenticating() as connection:
         with pytest.raises(DBAPIError, match="permission denied"):
