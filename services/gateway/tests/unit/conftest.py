@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import httpx
@@ -17,8 +17,10 @@ from tessera.gateway.domain import keys
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
+from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.ports import Call, Claim, Decision, Keep, KeyDescription, Outcome, Published, Since, Tenant
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -37,12 +39,26 @@ class MemoryLog:
     replies: list[Located] = field(default_factory=list)
     refuses: Callable[[EventData], ApiError | None] = lambda _: None
     open_streams: int = 0
+    sent: list[AcceptedEvent] = field(default_factory=list)
+    rejects: Callable[[AcceptedEvent], Exception | None] = lambda _: None
+    openings: int | None = None
 
     async def publish(self, data: EventData, call: Call, **more: Any) -> Published:
         if error := self.refuses(data):
             raise error
         self.published.append((data, more))
         return Published(more.get("event_id") or "", "topic", 0, 0)
+
+    def accepted(self, data: EventData, call: Call, *, event_id: str, key: bytes, subject_id: str | None = None) -> AcceptedEvent:
+        value = data.model_dump_json(exclude_none=True).encode()
+        headers = (("ce_id", event_id.encode()), ("ce_type", data.event_type.encode()))
+        return AcceptedEvent(event_id, call.tenant_id, "ingest." + call.tenant_id, key, headers, value, datetime.now(UTC))
+
+    async def send(self, event: AcceptedEvent) -> None:
+        await asyncio.sleep(0)
+        if error := self.rejects(event):
+            raise error
+        self.sent.append(event)
 
     async def ask(self, data: EventData, call: Call, *, key: bytes | None = None) -> EventData:
         self.published.append((data, {"key": key}))
@@ -190,7 +206,16 @@ def desk() -> Desk:
 
     letters, decisions = MemoryDeadLetters(), MemoryDecisions()
     rooms = Rooms(
-        log, store, NoDatasets(), MemoryGenerations(), letters, decisions, Authenticator(store, PEPPER), ready, generation=Limits()
+        log,
+        store,
+        NoDatasets(),
+        MemoryGenerations(),
+        letters,
+        decisions,
+        Authenticator(store, PEPPER),
+        ready,
+        Handoff(log),
+        generation=Limits(),
     )
     for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):
         model = ModelReference(

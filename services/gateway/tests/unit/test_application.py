@@ -8,9 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tessera.contracts.errors import InvalidError, RetryableError
-from tessera.contracts.events import EmbeddingCompleted, MessagePublished, RecallCompleted, TokenizationCompleted
+from tessera.contracts.events import EmbeddingCompleted, RecallCompleted, TokenizationCompleted
 from tessera.gateway.domain.errors import ApiError, unavailable
 from tessera.gateway.domain.keys import SCOPES
+from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.routes.application import api, api_routes, required_scope
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.resilience import CircuitOpenError, TimedOutError
@@ -47,6 +48,8 @@ SCOPE_OF = {
     ("GET", "/v1/dead-letters/{letter_id}"): "admin",
     ("POST", "/v1/dead-letters/replay"): "admin",
     ("POST", "/v1/dead-letters/discard"): "admin",
+    ("GET", "/v1/spool"): "admin",
+    ("POST", "/v1/spool/replay"): "admin",
     ("GET", "/health"): None,
 }
 
@@ -124,7 +127,7 @@ async def test_whatever_goes_wrong_is_the_error_object(desk: Any, raised: Except
 
 
 async def test_when_the_log_is_down_ingestion_is_503_and_nothing_is_said_to_be_accepted(desk: Any) -> None:
-    desk.log.refuses = lambda _: unavailable("The event log")
+    desk.log.rejects = lambda _: unavailable("The event log")
     item = {"type": "message", "conversation_id": "c", "role": "user", "content": "x"}
     async with desk.client() as client:
         single = await client.post("/v1/memories", json=item)
@@ -134,10 +137,10 @@ async def test_when_the_log_is_down_ingestion_is_503_and_nothing_is_said_to_be_a
 
 
 async def test_a_batch_that_fails_in_part_says_which(desk: Any) -> None:
-    def refuses(data: Any) -> ApiError | None:
-        return unavailable("The event log") if isinstance(data, MessagePublished) and data.content == "unlucky" else None
+    def rejects(event: AcceptedEvent) -> ApiError | None:
+        return unavailable("The event log") if b"unlucky" in event.value else None
 
-    desk.log.refuses = refuses
+    desk.log.rejects = rejects
     items = [{"type": "message", "conversation_id": "c", "role": "user", "content": text} for text in ("lucky", "unlucky")]
     async with desk.client() as client:
         body = (await client.post("/v1/memories/batch", json={"items": items})).json()

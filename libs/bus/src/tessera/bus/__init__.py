@@ -5,7 +5,7 @@
 """
 
 from tessera.bus import faults
-from tessera.bus.bus import Bus
+from tessera.bus.bus import Bus, Outgoing
 from tessera.bus.consumer import Consumer
 from tessera.bus.deadletters import DeadLetter, DeadLetterSummary
 from tessera.bus.emitting import Emitter
@@ -26,6 +26,7 @@ __all__ = [
     "LetterFilter",
     "LetterPage",
     "Origin",
+    "Outgoing",
     "Position",
     "Received",
     "Reply",

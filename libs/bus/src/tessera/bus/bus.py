@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from tessera.bus import outbox
-from tessera.bus.codec import Envelope, encode
+from tessera.bus.codec import Encoded, Envelope, encode
 from tessera.bus.consumer import Consumer, Surroundings
 from tessera.bus.deadletters import UNREADABLE, DeadLetter
 from tessera.bus.events import Origin, Position, Received
@@ -31,6 +32,16 @@ from tessera.storage import Database
 from tessera.telemetry import current_traceparent, span
 
 D = TypeVar("D", bound=EventData)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A finished record. Sent twice it is the same event twice, which readers recognise by its id."""
+
+    topic: str
+    encoded: Encoded
+    key: bytes
+    partition: int | None = None
 
 
 class Bus:
@@ -116,23 +127,60 @@ class Bus:
         `topic` names a tenant's own topic instead of the catalogue's. Without `id` a new UUIDv7; without `key` the id. Raises
         RetryableError when Kafka does not answer, InvalidError `event_too_large` or `partition_unknown`.
         """
-        catalogued = topic_of(type(data))
-        target = topic or catalogued.name
-        if partition is not None and not 0 <= partition < catalogued.partitions:
-            raise InvalidError("partition_unknown", f"{catalogued.name} has no partition {partition}.")
         with span(f"publish {data.event_type}"):
-            envelope = Envelope(
-                id=id or str(uuid7()),
-                source=source_of(self.settings.service),
+            record = self.prepared(
+                data,
                 tenant_id=tenant_id,
+                id=id,
+                key=key,
+                partition=partition,
                 subject_id=subject_id,
                 request_id=request_id,
                 deadline=deadline,
-                traceparent=current_traceparent(),
-                sequence=sequence,
                 correlation_id=correlation_id,
+                sequence=sequence,
+                topic=topic,
             )
-            return await self._publisher.publish(target, encode(data, envelope), key=key or envelope.id.encode(), partition=partition)
+            return await self.send(record)
+
+    def prepared(
+        self,
+        data: EventData,
+        *,
+        tenant_id: str,
+        id: str | None = None,
+        key: bytes | None = None,
+        partition: int | None = None,
+        subject_id: str | None = None,
+        request_id: str | None = None,
+        deadline: datetime | None = None,
+        correlation_id: str | None = None,
+        sequence: int | None = None,
+        topic: str | None = None,
+    ) -> Outgoing:
+        """The record that `publish` would send, for whoever may have to send it more than once: the same event every time.
+
+        Raises InvalidError `event_too_large` or `partition_unknown`.
+        """
+        catalogued = topic_of(type(data))
+        if partition is not None and not 0 <= partition < catalogued.partitions:
+            raise InvalidError("partition_unknown", f"{catalogued.name} has no partition {partition}.")
+        envelope = Envelope(
+            id=id or str(uuid7()),
+            source=source_of(self.settings.service),
+            tenant_id=tenant_id,
+            subject_id=subject_id,
+            request_id=request_id,
+            deadline=deadline,
+            traceparent=current_traceparent(),
+            sequence=sequence,
+            correlation_id=correlation_id,
+        )
+        return Outgoing(topic or catalogued.name, encode(data, envelope), key or envelope.id.encode(), partition)
+
+    async def send(self, record: Outgoing) -> Position:
+        """Publishes a prepared record and returns where, when all in-sync replicas have it. Raises as `publish` does."""
+        return await self._publisher.publish(record.topic, record.encoded, key=record.key, partition=record.partition)
 
     @asynccontextmanager
     async def transaction(self, origin: Origin) -> AsyncIterator[Transaction]:

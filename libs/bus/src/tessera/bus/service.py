@@ -187,7 +187,7 @@ class Runtime(Generic[S]):
         )
 
     def _add_own_dependencies(self) -> None:
-        self.add_dependency("kafka", required=True, check=self.bus.check_kafka)
+        self.add_dependency("kafka", required=self.settings.kafka_required, check=self.bus.check_kafka)
         self.add_dependency("postgres", required=self.settings.postgres_required, check=self.database.check, breaker=self.database.breaker)
         self.health.add_liveness("consumers", self.bus.check_live)
 

@@ -164,6 +164,11 @@ class ServiceSettings(BaseSettings):
         return self
 
     @property
+    def kafka_required(self) -> bool:
+        """Whether the service cannot serve its documented degraded mode without Kafka."""
+        return True
+
+    @property
     def drain(self) -> timedelta:
         """The drain deadline."""
         return timedelta(seconds=self.drain_seconds)

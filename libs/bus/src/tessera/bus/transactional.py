@@ -341,8 +341,7 @@ class TransactionalLoop(PartitionLoop):
         before = len(rows)
         try:
             event = self._admitted(delivery, entry)
-            if expired(event) and event.origin.reply_partition is not None:
-                await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
+            if expired(event) and await self._told_expired(connection, event, rows):
                 return Outcome.HANDLED
             registration = self._workshop.registry[event.type]
             async with connection.begin_nested():
@@ -355,6 +354,15 @@ class TransactionalLoop(PartitionLoop):
             del rows[before:]
             return await self._refuse(connection, delivery, fault, rows)
         return Outcome.HANDLED
+
+    async def _told_expired(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> bool:
+        """Whoever asked gets an answer, a producer outside a refusal (InvalidError `expired`); what nobody waits for is handled."""
+        if event.origin.reply_partition is not None:
+            await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
+            return True
+        if is_refusable(self.assignment.name):
+            raise InvalidError(EXPIRED.code, "The event's deadline had passed before it was handled; it had no effect.", "deadline")
+        return False
 
     def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
         return Transaction(connection, event.origin, self._workshop.service, rows)

@@ -65,3 +65,16 @@ GENERATION_FIRST_CHUNK_SECONDS = Histogram(
     ["provider"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+
+# --- gateway: the spool (docs/hand-off.md) -----------------------------------------------------------------------------------------------
+SPOOL_RECORDS = Gauge("tessera_spool_records", "Accepted events on this replica's disk that Kafka does not have yet.")
+SPOOL_BYTES = Gauge("tessera_spool_bytes", "Size of the segments that this replica holds.")
+SPOOL_OLDEST_SECONDS = Gauge("tessera_spool_oldest_seconds", "Age of the oldest event in the spool; 0 when it is empty.")
+SPOOL_KEPT = Counter("tessera_spool_kept_total", "Events written to the spool.")
+SPOOL_SENT = Counter(
+    "tessera_spool_sent_total",
+    "Events that left the spool: published, expired (published with a deadline that has passed), damaged (set aside).",
+    ["outcome"],
+)
+SPOOL_REFUSED = Counter("tessera_spool_refused_total", "Events that the spool did not take: full, or its disk failed.", ["reason"])
+SPOOL_DAMAGED = Counter("tessera_spool_damaged_total", "Parts of segments that could not be read again.")

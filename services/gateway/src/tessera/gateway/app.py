@@ -4,15 +4,17 @@ import asyncio
 from datetime import timedelta
 
 from tessera.bus.service import Runtime, run_service
-from tessera.contracts.errors import RetryableError
-from tessera.gateway import consumers
+from tessera.contracts.errors import FatalError, RetryableError
+from tessera.gateway import consumers, workers
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
+from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
 from tessera.gateway.domain import keys
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
+from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -30,18 +32,19 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     """Puts the parts together."""
     settings = runtime.settings
     store = ObjectStore(settings.objects)
-    rooms = _rooms(runtime, store)
+    rooms = await _rooms(runtime, store)
     tables = consumers.register(runtime.bus, rooms.models, rooms.statuses)
     runtime.add_dependency("objects", required=False, check=store.check)
     for table in tables:
         runtime.add_dependency(table.name, required=True, check=table.caught_up)
+    if settings.spool.folder is not None:
+        _drain_spool(runtime, rooms.handoff)
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     runtime.add_http_server(application(rooms, _edge_limits(settings)), settings.host, settings.port)
 
 
-def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
+async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
     settings, database, bus = runtime.settings, runtime.database, runtime.bus
-
     patience = timedelta(seconds=settings.publish_timeout_seconds)
     log = BusLog(bus, patience)
     runtime.add_dependency("publishing", required=False, check=_nothing, breaker=log.breaker)
@@ -52,6 +55,7 @@ def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
 
     return Rooms(
         log=log,
+        handoff=await _handoff(runtime, log),
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),
@@ -62,11 +66,40 @@ def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
         patience=timedelta(seconds=settings.question_timeout_seconds),
         key_environment=settings.key_environment,
+        instance=settings.instance,
     )
 
 
 async def _nothing() -> None:
     """Publishing is checked by publishing: only its breaker tells how it is."""
+
+
+async def _handoff(runtime: Runtime[GatewaySettings], log: BusLog) -> Handoff:
+    """What the folder holds is known before anything new is taken: it stands before it. Raises FatalError for a folder that fails."""
+    settings = runtime.settings.spool
+    if settings.folder is None:
+        return Handoff(log)
+    limits = SpoolLimits(settings.maximum_bytes, settings.segment_bytes, timedelta(milliseconds=settings.flush_milliseconds))
+    store = DiskSpool(settings.folder, limits)
+    handoff = Handoff(log, store, ttl=timedelta(seconds=settings.ttl_seconds))
+    try:
+        await store.open()
+        await handoff.adopt()
+    except OSError as error:
+        raise FatalError(f"the folder of the spool cannot be used: {error}") from error
+    runtime.on_close(store.close)
+    return handoff
+
+
+def _drain_spool(runtime: Runtime[GatewaySettings], handoff: Handoff) -> None:
+    """Ready also without Kafka, as long as the spool takes events."""
+
+    async def check() -> None:
+        if not handoff.takes:
+            await runtime.bus.check_kafka()
+
+    runtime.add_worker("spool", workers.drain_spool(handoff))
+    runtime.add_dependency("kafka or spool", required=True, check=check)
 
 
 def _edge_limits(settings: GatewaySettings) -> EdgeLimits:

@@ -10,7 +10,9 @@ from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.backlog import Place
 from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.spool import AcceptedEvent
 
 Outcome = Literal["replayed", "discarded"]
 Keep = Callable[[Sequence[DeadLetterSummary]], Awaitable[Sequence[DeadLetterSummary]]]
@@ -109,6 +111,19 @@ class Log(Protocol):
         """Returns once every in-sync replica has it. Raises ApiError 413 for an event that is too large."""
         ...
 
+    def accepted(self, data: EventData, call: Call, *, event_id: str, key: bytes, subject_id: str | None = None) -> AcceptedEvent:
+        """An ingested event as the record that `send` publishes. Raises ApiError 413 for one that is too large."""
+        ...
+
+    async def send(self, event: AcceptedEvent) -> None:
+        """Returns once every in-sync replica has the record. Raises ApiError 503 `dependency_unavailable` when Kafka does not confirm."""
+        ...
+
+    @property
+    def openings(self) -> int | None:
+        """How many events it makes sense to send now: 0 while the breaker is open, 1 for its probe, None for any number."""
+        ...
+
     async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:
         """The answer. Raises ApiError with the answering service's problem, or 504 `timed_out` when the caller's patience is over."""
         ...
@@ -123,6 +138,36 @@ class Log(Protocol):
         With `since` the log is read again from there, also if another process was the first to. Entering raises ApiError 410 where the log
         no longer holds it; the iterator raises ApiError 503 where it is lost or its reader is too slow.
         """
+        ...
+
+
+class SpoolStore(Protocol):
+    """Accepted events on disk. Every method may raise OSError where it says so."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of what this process holds."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is taken, by the limit."""
+        ...
+
+    async def append(self, event: AcceptedEvent) -> Place:
+        """Returns when the record is durable. Raises RetryableError `spool_full` or `spool_unwritable`; then it is not kept."""
+        ...
+
+    async def read(self, place: Place) -> AcceptedEvent:
+        """The event at a place. Raises ValueError where what was written does not come back, OSError where the disk fails."""
+        ...
+
+    async def settle(self, place: Place, *, set_aside: bool = False) -> None:
+        """The record is no longer needed. `set_aside` keeps its file for a person. Raises OSError."""
+        ...
+
+    async def adopt(self) -> Sequence[tuple[Place, AcceptedEvent]]:
+        """Takes what dead processes left, oldest first. Raises OSError."""
         ...
 
 

@@ -1,8 +1,9 @@
 """What an operator can set for the gateway."""
 
+from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from tessera.bus.settings import ServiceSettings
@@ -11,6 +12,35 @@ from tessera.gateway.domain import keys
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
+
+
+class SpoolSettings(BaseModel):
+    """Where accepted events wait while Kafka is away, and how many."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: Path | None = None
+    """Where the segments lie: on a disk that outlives the process. None: no spool, 503 while Kafka is away (docs/hand-off.md)."""
+    ttl_seconds: Annotated[float, Field(gt=0)] = 86_400.0
+    """An event that could not be handed over for longer is refused as expired."""
+    maximum_bytes: Annotated[int, Field(ge=1_024 * 1_024)] = 256 * 1024 * 1024
+    """Most bytes of segments that one process holds; 503 beyond."""
+    segment_bytes: Annotated[int, Field(ge=4_096)] = 8 * 1024 * 1024
+    """A segment that has reached this is closed. Space is given back by whole segments."""
+    flush_milliseconds: Annotated[float, Field(ge=0, le=1_000)] = 2.0
+    """How long a write waits for others, to share one fsync."""
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _given(cls, folder: object) -> object:
+        """Compose files give an empty value where there is none."""
+        return folder or None
+
+    @model_validator(mode="after")
+    def _holds_segments(self) -> Self:
+        if self.segment_bytes > self.maximum_bytes:
+            raise ValueError("segment_bytes must not exceed maximum_bytes")
+        return self
 
 
 class GatewaySettings(ServiceSettings, service="gateway"):
@@ -39,6 +69,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """Longest wait for Kafka to confirm an event."""
     body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 30.0
     """Longest pause between two pieces of a request's body."""
+    spool: SpoolSettings = Field(default_factory=SpoolSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 
@@ -62,6 +93,11 @@ class GatewaySettings(ServiceSettings, service="gateway"):
         if pepper == DEVELOPMENT_PEPPER or len(pepper) < _SHORTEST_PEPPER:
             raise ValueError(f"key_pepper must be set to a secret of at least {_SHORTEST_PEPPER} characters in the profile production")
         return self
+
+    @property
+    def kafka_required(self) -> bool:
+        """With a spool the gateway goes on accepting without Kafka."""
+        return self.spool.folder is None
 
     @property
     def pepper(self) -> bytes:

@@ -2,20 +2,23 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from tessera import resilience
-from tessera.bus import Bus, Reply, faults
+from tessera.bus import Bus, Outgoing, Reply, faults
+from tessera.bus.codec import Encoded
 from tessera.bus.errors import RequestFailedError
 from tessera.contracts.base import EventData, RequestData
-from tessera.contracts.catalogue import ingestion_topic, topic_of
+from tessera.contracts.catalogue import ingestion_topic
 from tessera.contracts.errors import InvalidError, Problem, RetryableError
 from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, RequestFailed
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, of_problem
+from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.ports import Call, Published, Since
 from tessera.resilience import Breaker, CircuitOpenError, TimedOutError
+from tessera.telemetry import span
 
 PUBLISHED_BEFORE_ANSWER = "published_before_answer"
 """Crash point: the event is in the log and the client does not know."""
@@ -49,8 +52,7 @@ class BusLog:
         subject_id: str | None = None,
         deadline: datetime | None = None,
     ) -> Published:
-        """A tenant's own ingestion topic takes what is ingested; everything else goes where the catalogue says."""
-        own_topic = ingestion_topic(call.tenant_id) if topic_of(type(data)).name == "ingest" else None
+        """Where the catalogue says. What is ingested goes by `accepted` and `send`."""
         with told(doubt=True):
             async with self.breaker.guard(), resilience.deadline(self._patience):
                 position = await self._bus.publish(
@@ -61,10 +63,37 @@ class BusLog:
                     subject_id=subject_id,
                     request_id=call.request_id,
                     deadline=deadline,
-                    topic=own_topic,
                 )
         faults.reach(PUBLISHED_BEFORE_ANSWER)
         return Published(event_id or "", position.topic, position.partition, position.offset)
+
+    def accepted(self, data: EventData, call: Call, *, event_id: str, key: bytes, subject_id: str | None = None) -> AcceptedEvent:
+        """For the tenant's own ingestion topic."""
+        with told():
+            record = self._bus.prepared(
+                data,
+                tenant_id=call.tenant_id,
+                id=event_id,
+                key=key,
+                subject_id=subject_id,
+                request_id=call.request_id,
+                topic=ingestion_topic(call.tenant_id),
+            )
+        headers = tuple(record.encoded.headers)
+        return AcceptedEvent(event_id, call.tenant_id, record.topic, key, headers, record.encoded.value, datetime.now(UTC))
+
+    async def send(self, event: AcceptedEvent) -> None:
+        """Under the same breaker and time-out as everything else that is published."""
+        record = Outgoing(event.topic, Encoded(list(event.headers), event.value), event.key)
+        with told(doubt=True), span(f"publish {event.event_type}"):
+            async with self.breaker.guard(), resilience.deadline(self._patience):
+                await self._bus.send(record)
+        faults.reach(PUBLISHED_BEFORE_ANSWER)
+
+    @property
+    def openings(self) -> int | None:
+        """As the breaker has it."""
+        return {"open": 0, "half_open": 1}.get(self.breaker.state)
 
     async def ask(self, data: RequestData, call: Call, *, key: bytes | None = None) -> EventData:
         """The answer, or the problem as an ApiError."""

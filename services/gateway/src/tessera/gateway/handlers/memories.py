@@ -17,7 +17,8 @@ from tessera.contracts.events import (
 )
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers.answering import expect
-from tessera.gateway.ports import Call, Log, Published
+from tessera.gateway.handlers.handoff import HandedOver, Handoff
+from tessera.gateway.ports import Call, Log
 
 Ingested = MessagePublished | DocumentPublished | EntityPublished | RelationPublished
 
@@ -40,11 +41,15 @@ def item_id(tenant_id: str, given: str | None, idempotency_key: str | None, inde
     return str(derived_id(f"{tenant_id}\x00{idempotency_key}", "ingestion", index))
 
 
-async def ingest(log: Log, item: Item, call: Call) -> Published:
-    """Publishes the item on the tenant's ingestion topic. Raises ApiError 413 `event_too_large`, 503 when Kafka cannot be reached."""
+async def ingest(handoff: Handoff, log: Log, item: Item, call: Call) -> HandedOver:
+    """Hands the item over for the tenant's ingestion topic.
+
+    Raises ApiError 413 `event_too_large`, 503 when neither Kafka nor the spool takes it.
+    """
     if len(item.data.model_dump_json().encode()) > MAXIMUM_EVENT_BYTES:
         raise ApiError(413, "event_too_large", f"One item may have at most {MAXIMUM_EVENT_BYTES} bytes.")
-    return await log.publish(item.data, call, event_id=item.event_id, key=aggregate(call.tenant_id, item.data), subject_id=item.subject_id)
+    key = aggregate(call.tenant_id, item.data)
+    return await handoff.hand_over(log.accepted(item.data, call, event_id=item.event_id, key=key, subject_id=item.subject_id))
 
 
 def aggregate(tenant_id: str, data: EventData) -> bytes:

@@ -8,8 +8,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from tessera.contracts.base import TenantId
 from tessera.contracts.events import ServiceControlled
+from tessera.gateway.domain.backlog import Waiting
 from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
 from tessera.gateway.handlers import access, services
+from tessera.gateway.handlers.handoff import SpoolState, record_name
 from tessera.gateway.ports import KeyDescription, Tenant
 from tessera.gateway.routes.context import Operator, rooms_of
 from tessera.gateway.routes.reading import CarefulRoute
@@ -21,8 +23,14 @@ from tessera.gateway.routes.schemas.administration import (
     KeyPage,
     KeyView,
     NewKeyView,
+    ReplayBody,
+    ReplayedView,
+    ReplayView,
     ReplicaView,
     ServiceView,
+    SpooledView,
+    SpoolPage,
+    SpoolView,
     StatusView,
     TenantBody,
     TenantPage,
@@ -93,7 +101,30 @@ async def retrieve_status(caller: Operator) -> StatusView:
         checked_at=now.isoformat().replace("+00:00", "Z"),
         models=len(caller.rooms.models.all()),
         services=[_service_view(service) for service in found],
+        spool=_spool_view(caller.rooms.handoff.state),
     )
+
+
+@router.get("/v1/spool")
+async def list_spool(caller: Operator, limit: Limit = 50, after: After = None) -> SpoolPage:
+    """What waits on this replica's disk because Kafka did not take it."""
+    handoff = caller.rooms.handoff
+    found = handoff.waiting(after=after, limit=limit + 1)
+    shown, has_more = found[:limit], len(found) > limit
+    return SpoolPage(
+        instance=caller.rooms.instance,
+        spool=_spool_view(handoff.state),
+        data=[_spooled_view(waiting, handoff.expires_at(waiting)) for waiting in shown],
+        has_more=has_more,
+        next_cursor=record_name(shown[-1]) if has_more else None,
+    )
+
+
+@router.post("/v1/spool/replay")
+async def replay_spool(body: ReplayBody, caller: Operator) -> ReplayView:
+    """Send spooled events now instead of at the next attempt, each after what is before it in its key."""
+    found = await caller.rooms.handoff.replay(body.event_ids, caller.call.patience)
+    return ReplayView(data=[ReplayedView(event_id=event_id, status=status) for event_id, status in found.items()])
 
 
 @router.post("/v1/services/{service}/control", status_code=202)
@@ -145,6 +176,23 @@ def _overall(services: list[ServiceOverview]) -> Literal["ok", "degraded", "unav
         return "unavailable"
     replicas = (replica.state for service in services for replica in service.replicas)
     return "ok" if all(state == "ready" for state in replicas) else "degraded"
+
+
+def _spool_view(state: SpoolState) -> SpoolView:
+    return SpoolView(enabled=state.enabled, records=state.records, bytes=state.size_bytes, oldest_accepted_at=state.oldest, full=state.full)
+
+
+def _spooled_view(waiting: Waiting, expires_at: datetime) -> SpooledView:
+    return SpooledView(
+        event_id=waiting.event_id,
+        tenant_id=waiting.tenant_id,
+        type=waiting.event_type,
+        bytes=waiting.place.length,
+        accepted_at=waiting.accepted_at,
+        expires_at=expires_at,
+        attempts=waiting.attempts,
+        last_error=waiting.last_error,
+    )
 
 
 def _service_view(service: ServiceOverview) -> ServiceView:

@@ -13,6 +13,7 @@ from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
+from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, Tenants
 from tessera.telemetry import bound
 
@@ -32,12 +33,15 @@ class Rooms:
     authenticator: Authenticator
     ready: Callable[[], Awaitable[tuple[bool, str]]]
     """Whether this replica can serve, and the word for it."""
+    handoff: Handoff
     models: ModelDirectory = field(default_factory=ModelDirectory)
     statuses: StatusDirectory = field(default_factory=StatusDirectory)
     generation: Limits = field(default_factory=Limits)
     patience: timedelta = timedelta(seconds=15)
     """Longest wait for another service's answer to anything but a generation."""
     key_environment: str = "dev"
+    instance: str = ""
+    """The name of this replica."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ router = APIRouter(route_class=CarefulRoute, tags=["memory"])
 
 @router.post("/v1/memories", status_code=202)
 async def create_memory(body: IngestionItem, caller: MemoryWriter, idempotency_key: IdempotencyKey = None) -> AcceptedView:
-    """Publish a message, document, entity or relation. The answer means: it is in the log and will not be lost."""
+    """Publish a message, document, entity or relation. `accepted`: it is in the log. `spooled`: on disk until the log is back."""
     return await _ingest(caller, body, idempotency_key, 0)
 
 
@@ -46,13 +46,15 @@ async def create_memories(body: BatchBody, caller: MemoryWriter, idempotency_key
     if len(failures) == len(results):
         raise failures[0]
     data = [_failed(index, result) if isinstance(result, ApiError) else result for index, result in enumerate(results)]
-    counts = {status: sum(item.status == status for item in data) for status in ("accepted", "refused", "failed")}
+    counts = {status: sum(item.status == status for item in data) for status in ("accepted", "spooled", "refused", "failed")}
     return BatchView(**counts, data=data)
 
 
 @router.get("/v1/ingest/{event_id}")
 async def retrieve_ingestion(event_id: Annotated[str, Path(min_length=1, max_length=512)], caller: MemoryReader) -> IngestionView:
     """Where an ingested event stands."""
+    if caller.rooms.handoff.knows(caller.tenant_id, event_id):
+        return IngestionView(event_id=event_id, status="spooled", memory_ids=[], reason=None)
     report = await memories.inspect(caller.rooms.log, event_id, caller.call)
     return IngestionView(event_id=event_id, status=report.state, memory_ids=list(report.memory_ids), reason=report.reason)
 
@@ -66,8 +68,10 @@ async def search_memories(body: SearchBody, caller: MemoryReader) -> SearchView:
 
 async def _ingest(caller: Caller, item: Any, idempotency_key: str | None, index: int) -> AcceptedView:
     event_id = memories.item_id(caller.tenant_id, item.id, idempotency_key, index)
-    await memories.ingest(caller.rooms.log, Item(event_of(item), event_id, item.subject_id), caller.call)
-    return AcceptedView(event_id=event_id, consistency=ConsistencyView(token=f"event:{event_id}", status_url=f"/v1/ingest/{event_id}"))
+    rooms, accepted = caller.rooms, Item(event_of(item), event_id, item.subject_id)
+    status = await memories.ingest(rooms.handoff, rooms.log, accepted, caller.call)
+    consistency = ConsistencyView(token=f"event:{event_id}", status_url=f"/v1/ingest/{event_id}")
+    return AcceptedView(event_id=event_id, status=status, consistency=consistency)
 
 
 async def _result(caller: Caller, raw: Any, idempotency_key: str | None, index: int) -> BatchItemView | ApiError:
@@ -79,7 +83,7 @@ async def _result(caller: Caller, raw: Any, idempotency_key: str | None, index: 
         return _refused(index, of_validation(error.errors(), raw, prefix=f"items[{index}]."))
     except ApiError as error:
         return error if error.status >= 500 else _refused(index, error)
-    return BatchItemView(index=index, status="accepted", event_id=accepted.event_id, consistency=accepted.consistency)
+    return BatchItemView(index=index, status=accepted.status, event_id=accepted.event_id, consistency=accepted.consistency)
 
 
 def _refused(index: int, error: ApiError) -> BatchItemView:

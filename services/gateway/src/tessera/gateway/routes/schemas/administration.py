@@ -106,6 +106,60 @@ class ServiceView(View):
     replicas: list[ReplicaView]
 
 
+class SpoolView(View):
+    """What waits on the disk of the replica that answers because Kafka did not take it."""
+
+    enabled: bool
+    records: int
+    bytes: int
+    oldest_accepted_at: datetime | None
+    full: Annotated[bool, Field(description="Nothing more is taken: what Kafka does not take is answered 503.")]
+
+
+class SpooledView(View):
+    """One event that waits."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    bytes: int
+    accepted_at: datetime
+    expires_at: Annotated[datetime, Field(description="From then on it is refused as expired instead of applied.")]
+    attempts: int
+    last_error: str | None
+
+
+class SpoolPage(View):
+    """The spool of the replica that answers, oldest event first."""
+
+    instance: str
+    spool: SpoolView
+    data: list[SpooledView]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ReplayBody(Body):
+    """`POST /v1/spool/replay`."""
+
+    model_config = examples({"event_ids": ["m-1"]})
+
+    event_ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(min_length=1, max_length=500)]
+
+
+class ReplayedView(View):
+    """What became of one id: in Kafka, still waiting, or not in the spool of the replica that answers."""
+
+    event_id: str
+    status: Literal["published", "waiting", "not_found"]
+
+
+class ReplayView(View):
+    """One result per id, in order."""
+
+    data: list[ReplayedView]
+
+
 class StatusView(View):
     """The whole system."""
 
@@ -113,6 +167,7 @@ class StatusView(View):
     checked_at: str
     models: int
     services: list[ServiceView]
+    spool: SpoolView
 
 
 class ControlBody(Body):

@@ -107,10 +107,13 @@ class ConsistencyView(View):
 
 
 class AcceptedView(View):
-    """The event is in the log."""
+    """The event will not be lost."""
 
     event_id: str
-    status: Literal["accepted"] = "accepted"
+    status: Annotated[
+        Literal["accepted", "spooled"],
+        Field(description="accepted: in the log; spooled: the log is away, the event is on the gateway's disk and goes there."),
+    ] = "accepted"
     consistency: ConsistencyView
 
 
@@ -118,7 +121,7 @@ class BatchItemView(View):
     """What became of one item."""
 
     index: int
-    status: Literal["accepted", "refused", "failed"]
+    status: Literal["accepted", "spooled", "refused", "failed"]
     event_id: str | None = None
     consistency: ConsistencyView | None = None
     error: dict[str, str | None] | None = None
@@ -128,6 +131,7 @@ class BatchView(View):
     """One result per item, in order."""
 
     accepted: int
+    spooled: int
     refused: int
     failed: int
     data: list[BatchItemView]
@@ -138,8 +142,11 @@ class IngestionView(View):
 
     event_id: str
     status: Annotated[
-        Literal["unknown", "applied", "searchable", "refused"],
-        Field(description="unknown: not admitted yet, or never published; applied: stored; searchable: embedded too; refused: see reason."),
+        Literal["unknown", "spooled", "applied", "searchable", "refused"],
+        Field(
+            description="unknown: not admitted yet, or never published; spooled: on this gateway's disk, waits for the log; "
+            "applied: stored; searchable: embedded too; refused: see reason."
+        ),
     ]
     memory_ids: list[str]
     reason: Problem | None
