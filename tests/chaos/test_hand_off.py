@@ -1,0 +1,244 @@
+"""Kafka is away, and what the gateway accepted meanwhile is there exactly once afterwards, whatever dies (docs/hand-off.md)."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from chaos.observing import PATIENCE_SECONDS, counter, records, repeated, rows, settled
+
+from tessera.local.kafka import Kafka
+from tessera.testkit import Stack, eventually_blocking
+from tessera.testkit.platform import Platform
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+
+ORIGINS = "SELECT origin_id FROM memory.memory WHERE tenant_id = $1 ORDER BY origin_id"
+LARGE = "All work and no play makes Jack a dull boy. " * 9_000
+FULL_AFTER = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def platform(breakable: Stack) -> Iterator[Platform]:
+    """A gateway with a spool, and memory, on a Kafka that may be killed."""
+    settings = {
+        "TESSERA_GATEWAY__SPOOL__FOLDER": str(breakable.folder / "spool"),
+        "TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES": str(FULL_AFTER),
+        "TESSERA_GATEWAY__SPOOL__SEGMENT_BYTES": "65536",
+        "TESSERA_GATEWAY__PUBLISH_TIMEOUT_SECONDS": "1",
+    }
+    running = Platform(breakable, services=("gateway", "memory"), settings=settings)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def tenant(platform: Platform, request: pytest.FixtureRequest) -> str:
+    return str(request.node.originalname).removeprefix("test_").replace("_", "-")[:40].strip("-")
+
+
+@pytest.fixture
+def key(platform: Platform, tenant: str) -> str:
+    """A key of the tenant, used once: the gateway knows it, and memory the tenant."""
+    key = platform.tenant(tenant)
+    settled(platform, "SELECT 1 FROM memory.tenant WHERE tenant_id = $1", 1, tenant)
+    return key
+
+
+@contextmanager
+def _away(platform: Platform) -> Iterator[Kafka]:
+    """Inside, Kafka is dead; it is back afterwards."""
+    kafka = platform.stack.kafka
+    if kafka is None:
+        pytest.fail("this test needs a Kafka of its own: unset KAFKA_BOOTSTRAP_SERVERS")
+    kafka.kill()
+    try:
+        yield kafka
+    finally:
+        kafka.start()
+        kafka.wait_ready()
+
+
+def _restart(platform: Platform, **overrides: str) -> None:
+    """The gateway again, with other settings; it serves once Kafka is there."""
+    gateway = platform.processes["gateway"]
+    gateway.stop()
+    gateway.override(**overrides)
+    gateway.start()
+
+
+def _say(platform: Platform, key: str, name: str, conversation: str = "c", content: str = "The boat is called Marigold.") -> httpx.Response:
+    item = {"type": "message", "id": name, "conversation_id": conversation, "role": "user", "content": content}
+    return platform.request("POST", "/v1/memories", key=key, json=item)
+
+
+def _write(platform: Platform, key: str, name: str) -> httpx.Response:
+    item = {"type": "document", "id": name, "document_id": name, "content": LARGE}
+    return platform.request("POST", "/v1/memories", key=key, json=item)
+
+
+def _status(platform: Platform, key: str, name: str) -> Any:
+    answer = platform.request("GET", f"/v1/ingest/{name}", key=key)
+    return answer.json()["status"] if answer.is_success else None
+
+
+def _searchable(platform: Platform, key: str, *names: str) -> None:
+    for name in names:
+        eventually_blocking(lambda name=name: _status(platform, key, name) == "searchable", PATIENCE_SECONDS)  # type: ignore[misc]
+
+
+def _ids(platform: Platform, tenant: str) -> list[str]:
+    return [name for name, _ in records(platform, f"ingest.{tenant}", tenant)]
+
+
+def _drained(platform: Platform) -> None:
+    eventually_blocking(lambda: platform.request("GET", "/v1/spool").json()["spool"] == EMPTY, PATIENCE_SECONDS)
+
+
+EMPTY = {"enabled": True, "records": 0, "bytes": 0, "oldest_accepted_at": None, "full": False}
+
+
+def test_kafka_dies_then_the_gateway(platform: Platform, tenant: str, key: str) -> None:
+    gateway = platform.processes["gateway"]
+    with _away(platform):
+        answers = [_say(platform, key, f"m-{number}") for number in range(8)]
+        assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "spooled")] * 8
+        assert _status(platform, key, "m-3") == "spooled"
+        listed = platform.request("GET", "/v1/spool", params={"limit": 3}).json()
+        assert [entry["event_id"] for entry in listed["data"]] == ["m-0", "m-1", "m-2"]
+        assert (listed["spool"]["records"], listed["has_more"]) == (8, True)
+        assert platform.request("GET", "/v1/status").json()["spool"]["records"] == 8
+        eventually_blocking(lambda: gateway.get_admin("/health/ready")[1].find('"degraded"') > 0, PATIENCE_SECONDS)
+        assert gateway.get_admin("/health/ready")[0] == 200
+        gateway.kill()
+        gateway.start()
+    gateway.wait_ready()
+    _searchable(platform, key, *(f"m-{number}" for number in range(8)))
+    assert rows(platform, ORIGINS, tenant) == [(f"m-{number}",) for number in range(8)]
+    assert list(dict.fromkeys(_ids(platform, tenant))) == [f"m-{number}" for number in range(8)], "in the order of acceptance"
+    _drained(platform)
+
+
+def test_new_events_of_a_key_wait_behind_the_spooled_ones(platform: Platform, tenant: str, key: str) -> None:
+    with _away(platform):
+        for number in range(4):
+            assert _say(platform, key, f"m-{number}").status_code == 202
+    answers = [_say(platform, key, f"n-{number}") for number in range(4)]
+    assert {answer.status_code for answer in answers} == {202}
+    names = [*(f"m-{number}" for number in range(4)), *(f"n-{number}" for number in range(4))]
+    _searchable(platform, key, *names)
+    assert list(dict.fromkeys(_ids(platform, tenant))) == names
+    _drained(platform)
+    assert _say(platform, key, "last").json()["status"] == "accepted"
+
+
+def test_killed_between_the_disk_and_the_answer(platform: Platform, tenant: str, key: str) -> None:
+    gateway = platform.processes["gateway"]
+    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="spooled_before_answer")
+    gateway.wait_ready()
+    with _away(platform):
+        with pytest.raises(httpx.TransportError):
+            _say(platform, key, "unanswered")
+        eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
+        _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
+    gateway.wait_ready()
+    _searchable(platform, key, "unanswered")
+    assert _say(platform, key, "unanswered").json()["status"] == "accepted", "the client repeats"
+    eventually_blocking(lambda: repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
+    assert rows(platform, ORIGINS, tenant) == [("unanswered",)]
+
+
+def test_killed_between_kafka_and_the_deletion(platform: Platform, tenant: str, key: str) -> None:
+    gateway = platform.processes["gateway"]
+    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="handed_over_before_delete")
+    gateway.wait_ready()
+    before = counter(platform, "memory", "tessera_bus_duplicate_events")
+    with _away(platform):
+        assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
+    eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
+    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
+    gateway.wait_ready()
+    _searchable(platform, key, "first", "second")
+    eventually_blocking(lambda: counter(platform, "memory", "tessera_bus_duplicate_events") > before, PATIENCE_SECONDS)
+    assert repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1
+    assert rows(platform, ORIGINS, tenant) == [("first",), ("second",)]
+    _drained(platform)
+
+
+def test_a_full_spool_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str) -> None:
+    gateway = platform.processes["gateway"]
+    with _away(platform):
+        _refused_after(platform, key, accepted=2)
+        assert platform.request("GET", "/v1/spool").json()["spool"]["records"] == 2
+        assert _say(platform, key, "small").json()["status"] == "spooled", "there is room for something small"
+        eventually_blocking(lambda: counter(platform, "gateway", "tessera_spool_refused") >= 1, PATIENCE_SECONDS)
+        assert gateway.get_admin("/health/ready")[0] == 200
+    _searchable(platform, key, "small", "d-0", "d-1")
+    assert rows(platform, f"SELECT DISTINCT origin_id FROM ({ORIGINS}) found ORDER BY 1", tenant) == [("d-0",), ("d-1",), ("small",)]
+
+
+def _refused_after(platform: Platform, key: str, *, accepted: int) -> None:
+    for number in range(accepted):
+        answer = _write(platform, key, f"d-{number}")
+        assert (answer.status_code, answer.json()["status"]) == (202, "spooled")
+    refused = _write(platform, key, "refused")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "dependency_unavailable")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert _status(platform, key, "refused") != "spooled"
+
+
+def test_what_waited_too_long_is_refused_and_told(platform: Platform, tenant: str, key: str) -> None:
+    gateway = platform.processes["gateway"]
+    with _away(platform):
+        assert _say(platform, key, "late").json()["status"] == "spooled"
+        gateway.kill()
+        gateway.override(TESSERA_GATEWAY__SPOOL__TTL_SECONDS="0.001")
+        gateway.start()
+    gateway.wait_ready()
+    eventually_blocking(lambda: _status(platform, key, "late") == "refused", PATIENCE_SECONDS)
+    reason = platform.request("GET", "/v1/ingest/late", key=key).json()["reason"]
+    assert (reason["code"], reason["param"]) == ("expired", "deadline")
+    told = eventually_blocking(lambda: records(platform, f"refused.{tenant}", tenant), PATIENCE_SECONDS)
+    assert [data["refused_id"] for _, data in told] == ["late"]
+    assert rows(platform, ORIGINS, tenant) == []
+    _restart(platform, TESSERA_GATEWAY__SPOOL__TTL_SECONDS="")
+    gateway.wait_ready()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"NOT TESTED: a full disk, because no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str, small_disk: Path) -> None:
+    gateway = platform.processes["gateway"]
+    folder = platform.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]
+    _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=str(small_disk / "spool"), TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(8 * FULL_AFTER))
+    gateway.wait_ready()
+    try:
+        with _away(platform):
+            _refused_after(platform, key, accepted=2)
+            assert _write(platform, key, "refused again").status_code == 503
+            assert any(record["event"] == "the spool cannot write" for record in gateway.log_records())
+        _searchable(platform, key, "d-0", "d-1")
+        assert rows(platform, f"SELECT DISTINCT origin_id FROM ({ORIGINS}) found ORDER BY 1", tenant)[:2] == [("d-0",), ("d-1",)]
+        _drained(platform)
+    finally:
+        _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=folder, TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(FULL_AFTER))
+        gateway.wait_ready()
