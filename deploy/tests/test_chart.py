@@ -74,3 +74,18 @@ def test_no_secret_is_written_into_an_object(chart: ModuleType) -> None:
     passwords = [variable for variable in memory["env"] if variable["name"].endswith("PASSWORD")]
     assert passwords
     assert all("valueFrom" in variable for variable in passwords)
+
+
+def test_the_spool_is_on_where_there_is_a_claim_and_nowhere_else(chart: ModuleType) -> None:
+    with_claim = chart.rendered({**MINIMAL, "spool": {"existingClaim": "spool", "maximumBytes": 2**30}})
+    for objects, service, expected in (
+        (with_claim, "gateway", True),
+        (with_claim, "memory", False),
+        (chart.rendered(MINIMAL), "gateway", False),
+    ):
+        pod = _deployment(objects, service)["spec"]["template"]["spec"]
+        variables = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
+        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert (variables.get("TESSERA_GATEWAY__SPOOL__FOLDER") == mounted.get("spool", "")) is expected
+        assert (variables.get("TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES") == "1073741824") is expected
+        assert any(volume["name"] == "spool" for volume in pod["volumes"]) is expected

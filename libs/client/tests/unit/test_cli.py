@@ -16,6 +16,21 @@ MEMORY = {
     "text": "under the stone",
     "scores": {"total": 0.9, "vector": 0.5, "lexical": 0.3, "importance": 0.1, "recency": 0.0},
 }
+SPOOL = {
+    "instance": "gateway-1",
+    "spool": {"enabled": True, "records": 1, "bytes": 300, "oldest_accepted_at": "2026-11-21T07:00:00Z", "full": True},
+    "data": [
+        {
+            "event_id": "m-1",
+            "tenant_id": "acme",
+            "type": "t",
+            "accepted_at": "2026-11-21T07:00:00Z",
+            "attempts": 2,
+            "last_error": "Kafka is away.",
+        }
+    ],
+}
+NO_SPOOL = {"instance": "gateway-1", "spool": {"enabled": False}, "data": []}
 STATUS = {
     "status": "degraded",
     "services": [
@@ -163,6 +178,15 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             ("replay_dead_letters", (), {"ids": None, "dry_run": False, **NO_CHOICE}),
             "no dead letters",
         ),
+        (["spool", "list"], {"spool": SPOOL}, ("spool", (), {}), "m-1 t, 2 attempts: Kafka is away."),
+        (["spool", "list"], {"spool": SPOOL}, ("spool", (), {}), "1 events, 300 bytes, oldest 2026-11-21T07:00:00Z; full"),
+        (["spool", "list"], {"spool": NO_SPOOL}, ("spool", (), {}), "no spool"),
+        (
+            ["spool", "replay", "--id", "m-1", "--id", "m-2"],
+            {"replay_spool": [{"event_id": "m-1", "status": "published"}]},
+            ("replay_spool", (("m-1", "m-2"),), {}),
+            "m-1: published",
+        ),
         (
             ["models"],
             {"models": [{"id": "m", "tessera": {"capability": "chat", "description": "d"}}]},
@@ -177,6 +201,11 @@ def test_commands(run: Any, arguments: list[str], answers: dict[str, Any], call:
     assert (told.exit_code, gateway.calls) == (0, [call])
     assert printed in told.output
     json.loads(run(Gateway(**answers), "--json", *arguments).output)
+
+
+def test_a_replay_that_did_not_arrive_is_a_failure(run: Any) -> None:
+    told = run(Gateway(replay_spool=[{"event_id": "m-1", "status": "waiting"}]), "spool", "replay", "--id", "m-1")
+    assert (told.exit_code, told.output) == (cli.EXIT_REFUSED, "m-1: waiting\n")
 
 
 def test_a_key_may_expire(run: Any) -> None:

@@ -140,6 +140,17 @@ def test_pages_are_followed(script: Script) -> None:
     ]
 
 
+def test_the_spool_is_read_to_its_end_and_replayed_by_id(script: Script) -> None:
+    script.then(200, {"data": [{"event_id": "a"}], "spool": {"records": 2}, "has_more": True, "next_cursor": "a"})
+    script.then(200, {"data": [{"event_id": "b"}], "spool": {"records": 2}, "has_more": False, "next_cursor": None})
+    script.then(200, {"data": [{"event_id": "a", "status": "published"}]})
+    with client(script) as tessera:
+        assert [entry["event_id"] for entry in tessera.spool()["data"]] == ["a", "b"]
+        assert tessera.replay_spool(["a"]) == [{"event_id": "a", "status": "published"}]
+    assert [asked[1] for asked in script.asked] == ["/v1/spool?limit=200", "/v1/spool?limit=200&after=a", "/v1/spool/replay"]
+    assert script.asked[2][2] == {"event_ids": ["a"]}
+
+
 def test_search_filters_travel_and_a_revoked_key_answers_nothing(script: Script) -> None:
     script.then(200, {"data": []}).then(204, b"")
     with client(script) as tessera:

@@ -1,17 +1,21 @@
 """The HTTP face in one process: the OpenAPI document, scopes, and errors that nobody foresaw."""
 
+import dataclasses
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from tessera.contracts.errors import InvalidError, RetryableError
-from tessera.contracts.events import EmbeddingCompleted, RecallCompleted, TokenizationCompleted
+from tessera.contracts.events import EmbeddingCompleted, IngestionReported, RecallCompleted, TokenizationCompleted
+from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
 from tessera.gateway.domain.errors import ApiError, unavailable
 from tessera.gateway.domain.keys import SCOPES
 from tessera.gateway.domain.spool import AcceptedEvent
+from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.routes.application import api, api_routes, required_scope
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.resilience import CircuitOpenError, TimedOutError
@@ -205,3 +209,38 @@ async def test_the_encoding_comes_from_the_model_or_the_default(desk: Any) -> No
 async def test_a_small_limit_of_the_body(desk: Any) -> None:
     async with desk.client(limits=EdgeLimits(body_bytes=10)) as client:
         assert (await client.post("/v1/tokenize", json={"text": "longer than ten"})).status_code == 413
+
+
+async def test_what_is_spooled_is_said_so_everywhere(desk: Any, tmp_path: Path) -> None:
+    store = DiskSpool(tmp_path, SpoolLimits(1024 * 1024, 1024 * 1024, timedelta(0)))
+    rooms = dataclasses.replace(desk.rooms, handoff=Handoff(desk.log, store), instance="gateway-1")
+    desk.rooms = rooms
+    desk.log.rejects = lambda _: unavailable("The event log")
+    items = [{"type": "message", "id": f"m-{number}", "conversation_id": "c", "role": "user", "content": "x"} for number in range(3)]
+    async with desk.client() as client:
+        single = (await client.post("/v1/memories", json=items[0])).json()
+        batch = (await client.post("/v1/memories/batch", json={"items": items[1:]})).json()
+        state = (await client.get("/v1/ingest/m-1")).json()
+        page = (await client.get("/v1/spool", params={"limit": 2})).json()
+        rest = (await client.get("/v1/spool", params={"limit": 2, "after": page["next_cursor"]})).json()
+        status = (await client.get("/v1/status")).json()
+        desk.log.openings = 0
+        replayed = (await client.post("/v1/spool/replay", json={"event_ids": ["m-0", "nobody"]})).json()
+    await store.close()
+    assert (single["status"], batch["spooled"], batch["accepted"], state["status"]) == ("spooled", 2, 0, "spooled")
+    assert [entry["event_id"] for entry in (*page["data"], *rest["data"])] == ["m-0", "m-1", "m-2"]
+    assert (page["instance"], page["has_more"], rest["has_more"], rest["next_cursor"]) == ("gateway-1", True, False, None)
+    assert (status["spool"], page["spool"]["records"]) == (page["spool"], 3)
+    assert page["data"][0]["expires_at"] > page["data"][0]["accepted_at"]
+    assert replayed["data"] == [{"event_id": "m-0", "status": "waiting"}, {"event_id": "nobody", "status": "not_found"}]
+
+
+async def test_a_tenant_is_not_told_of_anothers_spooled_event(desk: Any, tmp_path: Path) -> None:
+    store = DiskSpool(tmp_path, SpoolLimits(1024 * 1024, 1024 * 1024, timedelta(0)))
+    desk.rooms = dataclasses.replace(desk.rooms, handoff=Handoff(desk.log, store))
+    desk.log.rejects = lambda _: unavailable("The event log")
+    desk.log.answers = [IngestionReported(event_id="m", state="unknown")]
+    async with desk.client() as client, desk.client(desk.new_key("memory:read", tenant_id="other")) as stranger:
+        await client.post("/v1/memories", json={"type": "message", "id": "m", "conversation_id": "c", "role": "user", "content": "x"})
+        assert (await stranger.get("/v1/ingest/m")).json()["status"] == "unknown"
+    await store.close()

@@ -47,3 +47,10 @@ def test_production_refuses_defaults_and_the_bootstrap_key(given: dict[str, str]
 def test_production_with_a_pepper_of_its_own() -> None:
     made = settings(profile="production", key_pepper=SecretStr("p" * 32))
     assert (made.key_environment, made.pepper) == ("live", b"p" * 32)
+
+
+def test_a_spool_is_off_until_it_has_a_folder_and_then_kafka_is_not_needed_to_serve() -> None:
+    assert (settings().kafka_required, settings(spool={"folder": ""}).spool.folder) == (True, None)
+    assert settings(spool={"folder": "/var/lib/tessera/spool"}).kafka_required is False
+    with pytest.raises(ValidationError, match="segment_bytes must not exceed"):
+        settings(spool={"maximum_bytes": 2**20, "segment_bytes": 2**21})

@@ -174,6 +174,22 @@ async def test_refusals_are_told_and_can_be_asked_for(kafka: Conversation, tenan
     assert reasons == ["data_malformed", "data_invalid"]
 
 
+async def test_an_event_past_its_deadline_is_refused_unless_it_was_applied_before(kafka: Conversation, tenant: str) -> None:
+    await kafka.declare(tenant)
+    passed = "2026-01-01T00:00:00Z"
+    late = await kafka.tell("ingest", message("Too late for this."), tenant, deadline=passed)
+    timely = await kafka.tell("ingest", message("In good time."), tenant, deadline="2999-01-01T00:00:00Z")
+    await kafka.searchable(timely, tenant)
+    await kafka.tell("ingest", message("In good time."), tenant, id=timely, deadline=passed)
+    last = await kafka.tell("ingest", message("The last word."), tenant)
+    await kafka.searchable(last, tenant)
+    (told,) = await kafka.heard("refused", tenant, EventRefused)
+    reports = [await kafka.searchable(event_id, tenant) for event_id in (late, timely)]
+
+    assert (told.data["refused_id"], told.data["reason"]["code"]) == (late, "expired")
+    assert [report.state for report in reports] == ["refused", "searchable"]
+
+
 async def test_unknown_and_suspended_tenants_are_refused(kafka: Conversation, tenant: str) -> None:
     suspended = f"{tenant}-suspended"
     await kafka.declare(suspended, "suspended")

@@ -278,6 +278,30 @@ def control(context: Context, service: str, action: str, consumer: str | None, i
     context.show(told, [f"{service}: {action} is on its way to {instance or 'every replica'}"])
 
 
+@main.group()
+def spool() -> None:
+    """What the gateway accepted while Kafka was away. Each replica has its own; the one that answers is named."""
+
+
+@spool.command("list")
+@click.pass_obj
+def list_spool(context: Context) -> None:
+    """Events that wait on the gateway's disk, oldest first."""
+    found = context.call(lambda client: client.spool())
+    context.show(found, [_spool_line(found["instance"], found["spool"]), *(_spooled_line(entry) for entry in found["data"])])
+
+
+@spool.command("replay")
+@click.option("--id", "event_ids", multiple=True, required=True, help="Id of an event; may be repeated.")
+@click.pass_obj
+def replay_spool(context: Context, event_ids: tuple[str, ...]) -> None:
+    """Send events now instead of at the next attempt, each after what is before it in its key."""
+    results = context.call(lambda client: client.replay_spool(event_ids))
+    context.show({"data": results}, [f"{result['event_id']}: {result['status']}" for result in results])
+    if any(result["status"] != "published" for result in results):
+        sys.exit(EXIT_REFUSED)
+
+
 @main.command()
 @click.pass_obj
 def models(context: Context) -> None:
@@ -393,6 +417,18 @@ def _result_line(result: dict[str, Any]) -> str:
     told = f" {problem['code']}: {problem['message']}" if problem else ""
     event_id = f" {result['event_id']}" if result.get("event_id") else ""
     return f"{where}{result['status']}{event_id}{told}"
+
+
+def _spool_line(instance: str, state: dict[str, Any]) -> str:
+    if not state["enabled"]:
+        return f"{instance}: no spool (TESSERA_GATEWAY__SPOOL__FOLDER is not set)"
+    full = "; full" if state["full"] else ""
+    return f"{instance}: {state['records']} events, {state['bytes']} bytes, oldest {state['oldest_accepted_at'] or '-'}{full}"
+
+
+def _spooled_line(entry: dict[str, Any]) -> str:
+    problem = f": {entry['last_error']}" if entry["last_error"] else ""
+    return f"{entry['accepted_at']} {entry['tenant_id']} {entry['event_id']} {entry['type']}, {entry['attempts']} attempts{problem}"
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:

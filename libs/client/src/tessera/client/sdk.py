@@ -153,6 +153,19 @@ class Tessera:
         """The whole system."""
         return self._request("GET", "/v1/status")
 
+    def spool(self) -> Json:
+        """The spool of the replica that answers: its state, and `data` with every event in it, oldest first. Needs the scope admin."""
+        page = self._request("GET", "/v1/spool", params={"limit": 200})
+        while page["has_more"]:
+            more = self._request("GET", "/v1/spool", params={"limit": 200, "after": page["next_cursor"]})
+            page = {**more, "data": [*page["data"], *more["data"]]}
+        return page
+
+    def replay_spool(self, event_ids: Sequence[str]) -> list[Json]:
+        """Has the replica that answers send these spooled events now; one result per id: published, waiting or not_found."""
+        results: list[Json] = self._request("POST", "/v1/spool/replay", json={"event_ids": list(event_ids)})["data"]
+        return results
+
     # --- transport ---
     def _post(self, path: str, body: Any, idempotency_key: str | None) -> Json:
         return self._request("POST", path, json=body, headers={"idempotency-key": idempotency_key or str(uuid7())})
