@@ -83,17 +83,8 @@ def _say(platform: Platform, key: str, name: str, conversation: str = "c", conte
 
 def _fill(platform: Platform, key: str, name: str) -> tuple[httpx.Response, set[str]]:
     """A batch of large messages: the answer, and which of them will not be lost."""
-    items = [
-        {
-            "type": "message",
-            "id": f"{name}-{number}",
-            "conversation_id": f"c-{number}",
-            "role": "user",
-            "content": "x",
-            "metadata": {"p": PADDING},
-        }
-        for number in range(BATCH)
-    ]
+    said = {"type": "message", "role": "user", "content": "x", "metadata": {"padding": PADDING}}
+    items = [{**said, "id": f"{name}-{number}", "conversation_id": f"c-{number}"} for number in range(BATCH)]
     answer = platform.request("POST", "/v1/memories/batch", key=key, json={"items": items})
     return answer, {result["event_id"] for result in answer.json().get("data", ()) if result["status"] == "spooled"}
 
@@ -212,13 +203,34 @@ def test_killed_between_kafka_and_the_deletion(platform: Platform, tenant: str, 
     _drained(platform)
 
 
+def test_another_gateway_adopts_what_a_dead_one_left(platform: Platform, tenant: str, key: str) -> None:
+    dying, second = platform.processes["gateway"], platform._process("gateway")
+    second.start()
+    second.wait_ready()
+    try:
+        with _away(platform):
+            assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
+            dying.kill()
+        platform.processes["gateway"] = second
+        _searchable(platform, key, "first", "second")
+        assert rows(platform, ORIGINS, tenant) == [("first",), ("second",)]
+        _drained(platform)
+    finally:
+        platform.processes["gateway"] = dying
+        second.stop()
+        dying.start()
+        dying.wait_ready()
+
+
 def test_a_full_spool_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str) -> None:
     gateway = platform.processes["gateway"]
     with _away(platform):
         promised = _filled(platform, key)
-        assert _say(platform, key, "small").json()["status"] == "spooled", "there is room for something small"
         assert counter(platform, "gateway", "tessera_spool_refused") >= 1
-        assert gateway.get_admin("/health/ready")[0] == 200
+        eventually_blocking(lambda: gateway.get_admin("/health/ready")[0] == 503, PATIENCE_SECONDS)
+        assert platform.request("GET", "/v1/spool").json()["spool"]["full"] is True
+        assert _say(platform, key, "small").json()["status"] == "spooled", "there is room for something small"
+        eventually_blocking(lambda: gateway.get_admin("/health/ready")[0] == 200, PATIENCE_SECONDS)
     assert len(promised) >= BATCH
     _arrived(platform, tenant, promised | {"small"})
     _drained(platform)
@@ -264,7 +276,7 @@ def test_a_full_disk_is_503_and_what_it_took_arrives(platform: Platform, tenant:
     try:
         with _away(platform):
             promised = _filled(platform, key)
-            assert any(record["event"] == "the spool cannot write" for record in gateway.log_records())
+            assert "the spool cannot write" in (platform.home / "logs" / "gateway.log").read_text(encoding="utf-8")
         assert promised
         _arrived(platform, tenant, promised)
         _drained(platform)

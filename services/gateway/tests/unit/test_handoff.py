@@ -21,6 +21,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers import handoff as module
 from tessera.gateway.handlers.handoff import Handoff
+from tessera.gateway.workers import drain_spool
 from tessera.testkit import eventually
 
 pytestmark = pytest.mark.unit
@@ -278,6 +279,18 @@ async def test_a_store_that_fails_costs_time_but_no_event(bench: Bench, monkeypa
     monkeypatch.setattr(bench.store, "adopt", broken)
     await bench.drained()
     assert (bench.kafka.names, failures) == (["a"], [])
+
+
+async def test_the_worker_drains_until_it_is_told_to_stop(bench: Bench) -> None:
+    bench.kafka.away = True
+    await bench.handoff.hand_over(event("a"))
+    bench.kafka.away = False
+    stopping = asyncio.Event()
+    working = asyncio.create_task(drain_spool(bench.handoff)(stopping))
+    await eventually(lambda: bench.kafka.names == ["a"])
+    stopping.set()
+    async with asyncio.timeout(5):
+        await working
 
 
 commands = st.lists(

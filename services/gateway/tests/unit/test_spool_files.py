@@ -32,17 +32,20 @@ class Watched(Disk):
 
     def __init__(self) -> None:
         self.steps: list[str] = []
-        self.fails: OSError | None = None
+        self.fails: Exception | None = None
+        self.fails_at = "write"
         self.synced: dict[int, int] = {}
 
     def write(self, descriptor: int, data: bytes) -> None:
         self.steps.append("write")
-        if self.fails is not None:
+        if self.fails is not None and self.fails_at == "write":
             os.write(descriptor, data[: len(data) // 2])
             raise self.fails
         super().write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
+        if self.fails is not None:
+            raise self.fails
         super().sync(descriptor)
         status = os.fstat(descriptor)
         self.synced[status.st_ino] = status.st_size
@@ -112,23 +115,33 @@ async def test_what_is_full_refuses_and_keeps_nothing_of_it(opened: Callable[...
     kept = [place for place in outcomes if isinstance(place, Place)]
     refused = [error.code for error in outcomes if isinstance(error, RetryableError)]
     assert (len(kept), refused, spool.size_bytes <= 10_000) == (3, ["spool_full"] * 2, True)
+    with pytest.raises(RetryableError, match="full"):
+        await spool.append(event("too much", 3_000))
+    assert spool.full
     for place in kept:
         await spool.settle(place)
+    assert not spool.full
     await spool.append(event("again", 3_000))
 
 
-async def test_a_disk_that_fails_refuses_and_leaves_nothing_behind(opened: Callable[..., object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails_at", ["write", "sync"])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("No space left, says a bug")])
+async def test_a_disk_that_fails_refuses_and_leaves_nothing_behind(
+    opened: Callable[..., object], tmp_path: Path, fails_at: str, fault: Exception
+) -> None:
     disk = Watched()
+    disk.fails_at = fails_at
     spool: DiskSpool = await opened(disk=disk)  # type: ignore[misc]
     kept = await spool.append(event("before"))
-    disk.fails = OSError(errno.ENOSPC, "No space left on device")
+    disk.fails = fault
     for _ in range(2):
         with pytest.raises(RetryableError, match="No space left") as refused:
             await spool.append(event("refused"))
         assert refused.value.code == "spool_unwritable"
+    assert spool.full
     disk.fails = None
     after = await spool.append(event("after"))
-    assert [file.stem for file in files(tmp_path)] == [kept.segment, after.segment]
+    assert (spool.full, [file.stem for file in files(tmp_path)]) == (False, [kept.segment, after.segment])
     die(spool)
     adopted = await (await opened()).adopt()  # type: ignore[misc]
     assert [found.event_id for _, found in adopted] == ["before", "after"]
@@ -209,6 +222,27 @@ async def test_a_record_that_decays_under_our_hands_is_not_read(opened: Callable
         await spool.read(place)
     await spool.settle(place, set_aside=True)
     assert len(files(tmp_path, ".damaged")) == 1
+
+
+async def test_a_segment_that_cannot_be_read_does_not_hide_the_others(
+    opened: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = [await opened() for _ in range(2)]  # type: ignore[misc]
+    bad, good = await left.append(event("bad")), await right.append(event("good"))
+    die(left)
+    die(right)
+    reading = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.stem == bad.segment:
+            raise OSError(errno.EIO, "Input/output error")
+        return reading(path)
+
+    adopter: DiskSpool = await opened()  # type: ignore[misc]
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert [place for place, _ in await adopter.adopt()] == [good]
+    monkeypatch.undo()
+    assert [place for place, _ in await adopter.adopt()] == [bad]
 
 
 async def test_folder_and_files_are_for_this_user_alone(opened: Callable[..., object], tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ class SpoolStore(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is taken, by the limit."""
+        """Whether the last event that came was not taken, by the limit or by the disk, and nothing has made room since."""
         ...
 
     async def append(self, event: AcceptedEvent) -> Place:

@@ -15,9 +15,12 @@ from typing import Final
 from tessera.contracts.ids import uuid7
 from tessera.gateway.domain import spool
 from tessera.gateway.domain.spool import Recovery
+from tessera.telemetry import get_logger
 
 SUFFIX: Final = ".spool"
 DAMAGED: Final = ".damaged"
+
+_log = get_logger(__name__)
 
 
 class Disk:
@@ -79,7 +82,7 @@ class Folder:
             self._disk.write(descriptor, spool.header(sync))
             self._disk.sync(descriptor)
             self._sync_folder()
-        except OSError:
+        except Exception:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
@@ -94,7 +97,7 @@ class Folder:
         try:
             self._disk.write(segment.descriptor, b"".join(frames))
             self._disk.sync(segment.descriptor)
-        except OSError:
+        except Exception:
             segment.writable = False  # after a failed fsync nobody knows what the file holds
             with suppress(OSError):
                 os.ftruncate(segment.descriptor, before)
@@ -118,7 +121,12 @@ class Folder:
             descriptor = None if path.stem in own else _locked(path)
             if descriptor is None:
                 continue
-            found = self._recovered(path, descriptor)
+            try:
+                found = self._recovered(path, descriptor)
+            except OSError as error:
+                os.close(descriptor)
+                _log.error("a segment cannot be read and stays where it is", segment=path.name, error=repr(error))
+                continue
             if found is not None:
                 yield found
 

@@ -53,6 +53,7 @@ class DiskSpool:
         self._active: Segment | None = None
         self._queue: list[_Write] = []
         self._queued_bytes = 0
+        self.full = False
         self._committing: asyncio.Task[None] | None = None
         self._files = asyncio.Lock()
 
@@ -60,11 +61,6 @@ class DiskSpool:
     def size_bytes(self) -> int:
         """Size of the segments that this process holds."""
         return sum(segment.size for segment in self._segments.values())
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing more is taken, by the limit."""
-        return self.size_bytes + self._queued_bytes >= self._limits.maximum_bytes
 
     async def open(self) -> None:
         """Makes the folder. Raises OSError where it cannot be used."""
@@ -75,6 +71,7 @@ class DiskSpool:
         payload = spool.packed(event)
         size = spool.FRAME_BYTES + len(payload)
         if self.size_bytes + self._queued_bytes + size > self._limits.maximum_bytes:
+            self.full = True
             metrics.SPOOL_REFUSED.labels(reason="full").inc()
             raise RetryableError("The spool is full.", code="spool_full")
         write = _Write(payload, asyncio.get_running_loop().create_future())
@@ -86,6 +83,7 @@ class DiskSpool:
             place = await write.place
         finally:
             self._queued_bytes -= size
+        self.full = False
         metrics.SPOOL_KEPT.inc()
         faults.reach(SPOOLED_BEFORE_ANSWER)
         return place
@@ -135,7 +133,8 @@ class DiskSpool:
                 group, self._queue = self._queue, []
                 try:
                     places = await self._write([write.payload for write in group])
-                except OSError as error:
+                except Exception as error:  # noqa: BLE001
+                    # Whatever went wrong, those who wait must be told: their events are not on disk.
                     self._refuse(group, error)
                 else:
                     for write, place in zip(group, places, strict=True):
@@ -146,7 +145,7 @@ class DiskSpool:
         frames = [spool.framed(segment.sync, payload) for payload in payloads]
         try:
             offsets = await self._do(partial(self._folder.append, segment, frames))
-        except OSError:
+        except Exception:
             await self._remove_if_done(segment)
             raise
         segment.waiting += len(frames)
@@ -164,14 +163,16 @@ class DiskSpool:
             return
         await self._do(partial(self._folder.remove, segment))
         del self._segments[segment.name]
+        self.full = False
         if self._active is segment:
             self._active = None
 
-    def _refuse(self, group: list[_Write], error: OSError) -> None:
+    def _refuse(self, group: list[_Write], error: Exception) -> None:
+        self.full = True
         metrics.SPOOL_REFUSED.labels(reason="disk").inc(len(group))
-        _log.error("the spool cannot write", error=repr(error), events=len(group))
+        _log.error("the spool cannot write", error=repr(error), events=len(group), exc_info=not isinstance(error, OSError))
         for write in group:
-            _resolve(write.place, RetryableError(f"The spool cannot write: {error.strerror}.", code="spool_unwritable"))
+            _resolve(write.place, RetryableError(f"The spool cannot write: {error}.", code="spool_unwritable"))
 
     async def _do(self, step: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)

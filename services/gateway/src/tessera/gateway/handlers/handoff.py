@@ -78,11 +78,16 @@ class Handoff:
         """Keeps the event also when the caller leaves meanwhile: what is on disk must be known here."""
         keeping = asyncio.create_task(self._keep(store, event))
         self._keeping.add(keeping)
-        keeping.add_done_callback(self._keeping.discard)
+        keeping.add_done_callback(self._kept_or_not)
         try:
             await asyncio.shield(keeping)
         except RetryableError as error:
             raise refusal from error
+
+    def _kept_or_not(self, keeping: asyncio.Task[None]) -> None:
+        self._keeping.discard(keeping)
+        if not keeping.cancelled():
+            keeping.exception()  # told to the caller, unless it has left
 
     async def _keep(self, store: SpoolStore, event: AcceptedEvent) -> None:
         self._add(await store.append(event), event)

@@ -113,7 +113,7 @@ class SpoolView(View):
     records: int
     bytes: int
     oldest_accepted_at: datetime | None
-    full: Annotated[bool, Field(description="Nothing more is taken: what Kafka does not take is answered 503.")]
+    full: Annotated[bool, Field(description="The last event that came was not taken, by the limit or by the disk: 503.")]
 
 
 class SpooledView(View):
