@@ -144,7 +144,7 @@ async def test_a_disk_that_fails_refuses_and_leaves_nothing_behind(
     assert (spool.full, [file.stem for file in files(tmp_path)]) == (False, [kept.segment, after.segment])
     die(spool)
     adopted = await (await opened()).adopt()  # type: ignore[misc]
-    assert [found.event_id for _, found in adopted] == ["before", "after"]
+    assert [found.event_id for found in adopted] == ["before", "after"]
 
 
 async def test_another_process_adopts_only_what_nobody_holds(opened: Callable[..., object], tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ async def test_another_process_adopts_only_what_nobody_holds(opened: Callable[..
     held = await alive.append(event("held"))
     assert (await third.adopt(), await third.adopt()) == ([], [])
     die(dead)
-    ((place, found),) = await third.adopt()
-    assert (place, found.event_id, (await third.read(place)).event_id) == (left, "left", "left")
+    (found,) = await third.adopt()
+    assert (found.place, found.event_id, (await third.read(found.place)).event_id) == (left, "left", "left")
     assert await alive.adopt() == []
-    await third.settle(place)
+    await third.settle(found.place)
     assert [file.stem for file in files(tmp_path)] == [held.segment]
 
 
@@ -164,7 +164,7 @@ async def test_a_closed_spool_lets_its_segments_go(opened: Callable[..., object]
     first: DiskSpool = await opened()  # type: ignore[misc]
     place = await first.append(event("a"))
     await first.close()
-    assert [found for found, _ in await (await opened()).adopt()] == [place]  # type: ignore[misc]
+    assert [found.place for found in await (await opened()).adopt()] == [place]  # type: ignore[misc]
 
 
 async def test_a_torn_end_is_cut_off(opened: Callable[..., object], tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ async def test_a_torn_end_is_cut_off(opened: Callable[..., object], tmp_path: Pa
     (file,) = files(tmp_path)
     os.truncate(file, torn.offset + torn.length - 1)
     adopted = await (await opened()).adopt()  # type: ignore[misc]
-    assert [(place, found.event_id) for place, found in adopted] == [(whole, "whole")]
+    assert [(found.place, found.event_id) for found in adopted] == [(whole, "whole")]
     assert file.stat().st_size == whole.offset + whole.length
 
 
@@ -199,9 +199,9 @@ async def test_a_damaged_record_is_set_aside_with_its_file_and_the_rest_goes_on(
         writing.write(b"\xff\xff")
     adopter: DiskSpool = await opened()  # type: ignore[misc]
     adopted = await adopter.adopt()
-    assert [found.event_id for _, found in adopted] == ["e-0", "e-2"]
-    for place, _ in adopted:
-        await adopter.settle(place)
+    assert [found.event_id for found in adopted] == ["e-0", "e-2"]
+    for found in adopted:
+        await adopter.settle(found.place)
     assert (files(tmp_path), [found.stem for found in files(tmp_path, ".damaged")]) == ([], [file.stem])
     assert await adopter.adopt() == []
 
@@ -239,10 +239,11 @@ async def test_a_segment_that_cannot_be_read_does_not_hide_the_others(
         return reading(path)
 
     adopter: DiskSpool = await opened()  # type: ignore[misc]
+    (tmp_path / "spool" / "a-folder.spool").mkdir()
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert [place for place, _ in await adopter.adopt()] == [good]
+    assert [found.place for found in await adopter.adopt()] == [good]
     monkeypatch.undo()
-    assert [place for place, _ in await adopter.adopt()] == [bad]
+    assert [found.place for found in await adopter.adopt()] == [bad]
 
 
 async def test_folder_and_files_are_for_this_user_alone(opened: Callable[..., object], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
-from tessera.gateway.domain.backlog import Place
+from tessera.gateway.domain.backlog import Place, Waiting
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.domain.spool import AcceptedEvent
 
@@ -166,7 +166,7 @@ class SpoolStore(Protocol):
         """The record is no longer needed. `set_aside` keeps its file for a person. Raises OSError."""
         ...
 
-    async def adopt(self) -> Sequence[tuple[Place, AcceptedEvent]]:
+    async def adopt(self) -> Sequence[Waiting]:
         """Takes what dead processes left, oldest first. Raises OSError."""
         ...
 

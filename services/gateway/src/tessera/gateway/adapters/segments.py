@@ -118,13 +118,11 @@ class Folder:
         Empty ones are deleted.
         """
         for path in sorted(self._path.glob(f"*{SUFFIX}")):
-            descriptor = None if path.stem in own else _locked(path)
-            if descriptor is None:
+            if path.stem in own:
                 continue
             try:
-                found = self._recovered(path, descriptor)
+                found = self._adopted(path)
             except OSError as error:
-                os.close(descriptor)
                 _log.error("a segment cannot be read and stays where it is", segment=path.name, error=repr(error))
                 continue
             if found is not None:
@@ -141,6 +139,16 @@ class Folder:
     def release(self, segment: Segment) -> None:
         """Gives the claim up."""
         os.close(segment.descriptor)
+
+    def _adopted(self, path: Path) -> tuple[Segment, Recovery, int] | None:
+        descriptor = _locked(path)
+        if descriptor is None:
+            return None
+        try:
+            return self._recovered(path, descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def _recovered(self, path: Path, descriptor: int) -> tuple[Segment, Recovery, int] | None:
         data = path.read_bytes()
@@ -168,14 +176,16 @@ def _locked(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return None
+    claimed = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(path, descriptor):
-            return descriptor
+        claimed = _is_at(path, descriptor)
     except BlockingIOError:
-        pass
-    os.close(descriptor)
-    return None
+        return None
+    finally:
+        if not claimed:
+            os.close(descriptor)
+    return descriptor if claimed else None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

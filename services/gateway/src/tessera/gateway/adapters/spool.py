@@ -13,8 +13,8 @@ from tessera.bus import faults
 from tessera.contracts.errors import RetryableError
 from tessera.gateway.adapters.segments import Disk, Folder, Segment
 from tessera.gateway.domain import spool
-from tessera.gateway.domain.backlog import Place
-from tessera.gateway.domain.spool import AcceptedEvent, Frame, Recovery
+from tessera.gateway.domain.backlog import Place, Waiting, waiting_at
+from tessera.gateway.domain.spool import AcceptedEvent, Recovery
 from tessera.telemetry import get_logger, metrics
 
 R = TypeVar("R")
@@ -103,15 +103,21 @@ class DiskSpool:
             segment.set_aside |= set_aside
             await self._remove_if_done(segment)
 
-    async def adopt(self) -> list[tuple[Place, AcceptedEvent]]:
-        """Takes the segments that nobody holds, and tells what waits in them, oldest first. Raises OSError."""
+    async def adopt(self) -> list[Waiting]:
+        """Takes the segments that nobody holds, and tells what waits in them, oldest first. Raises OSError.
+
+        One segment at a time, so that the content of no more than one is in memory.
+        """
+        found: list[Waiting] = []
         async with self._files:
-            found = await self._do(lambda: list(self._folder.adopt(frozenset(self._segments))))
-            for segment, recovery, torn in found:
+            segments = self._folder.adopt(frozenset(self._segments))
+            while adopted := await self._do(partial(next, segments, None)):
+                segment, recovery, torn = adopted
                 _tell(segment, recovery, torn)
                 if segment.waiting:
                     self._segments[segment.name] = segment
-        return [(_place(segment, frame), frame.event) for segment, recovery, _ in found for frame in recovery.frames]
+                found += (waiting_at(Place(segment.name, frame.offset, frame.length), frame.event) for frame in recovery.frames)
+        return found
 
     async def close(self) -> None:
         """Lets the segments go; others may adopt them. What is being written is finished."""
@@ -185,10 +191,6 @@ def _resolve(waiting: asyncio.Future[Place], outcome: Place | RetryableError) ->
         waiting.set_exception(outcome)
     else:
         waiting.set_result(outcome)
-
-
-def _place(segment: Segment, frame: Frame) -> Place:
-    return Place(segment.name, frame.offset, frame.length)
 
 
 def _tell(segment: Segment, recovery: Recovery, torn: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from tessera.gateway.domain.spool import AcceptedEvent
+
 
 class Place(NamedTuple):
     """Where a record lies; places sort by age."""
@@ -31,6 +33,11 @@ class Waiting:
     """It waits no more."""
     rests_until: float = float("-inf")
     """Not tried again before: seconds of the clock that `take` is given."""
+
+
+def waiting_at(place: Place, event: AcceptedEvent) -> Waiting:
+    """An event that lies at `place` and waits."""
+    return Waiting(place, event.key, event.tenant_id, event.event_id, event.event_type, event.accepted_at)
 
 
 class Backlog:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from tessera.contracts.errors import RetryableError
 from tessera.gateway.domain import errors
-from tessera.gateway.domain.backlog import Backlog, Place, Waiting
+from tessera.gateway.domain.backlog import Backlog, Waiting, waiting_at
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.ports import Log, SpoolStore
@@ -90,20 +90,16 @@ class Handoff:
             keeping.exception()  # told to the caller, unless it has left
 
     async def _keep(self, store: SpoolStore, event: AcceptedEvent) -> None:
-        self._add(await store.append(event), event)
+        self._backlog.add(waiting_at(await store.append(event), event))
         self._work.set()
 
     async def adopt(self) -> None:
         """Takes over what dead processes left. Raises OSError where the folder cannot be read."""
         if self._store is None:
             return
-        for place, event in await self._store.adopt():
-            self._add(place, event)
+        for waiting in await self._store.adopt():
+            self._backlog.add(waiting)
         self._work.set()
-
-    def _add(self, place: Place, event: AcceptedEvent) -> None:
-        waiting = Waiting(place, event.key, event.tenant_id, event.event_id, event.event_type, event.accepted_at)
-        self._backlog.add(waiting)
 
     # --- handing over ---
     async def drain(self, stopping: asyncio.Event) -> None:
