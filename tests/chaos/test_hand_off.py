@@ -4,6 +4,8 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from chaos.observing import PATIENCE_SECONDS, counter, records, repeated, rows, settled
 
+from tessera.gateway.domain import spool
 from tessera.local.kafka import Kafka
 from tessera.testkit import Stack, eventually_blocking
 from tessera.testkit.platform import Platform
@@ -241,7 +244,7 @@ def test_what_waited_too_long_is_refused_and_told(platform: Platform, tenant: st
     with _away(platform):
         assert _say(platform, key, "late").json()["status"] == "spooled"
         gateway.kill()
-        gateway.override(TESSERA_GATEWAY__SPOOL__TTL_SECONDS="0.001")
+        _age(platform, timedelta(days=2))
         gateway.start()
     gateway.wait_ready()
     eventually_blocking(lambda: _status(platform, key, "late") == "refused", PATIENCE_SECONDS)
@@ -250,8 +253,16 @@ def test_what_waited_too_long_is_refused_and_told(platform: Platform, tenant: st
     told = eventually_blocking(lambda: records(platform, f"refused.{tenant}", tenant), PATIENCE_SECONDS)
     assert [data["refused_id"] for _, data in told] == ["late"]
     assert rows(platform, ORIGINS, tenant) == []
-    _restart(platform, TESSERA_GATEWAY__SPOOL__TTL_SECONDS="")
-    gateway.wait_ready()
+    _drained(platform)
+
+
+def _age(platform: Platform, by: timedelta) -> None:
+    """Makes everything in the spool of a dead gateway older."""
+    (file,) = Path(platform.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]).glob("*.spool")
+    data = file.read_bytes()
+    sync = data[len(spool.MAGIC) : spool.HEADER_BYTES]
+    aged = [replace(frame.event, accepted_at=frame.event.accepted_at - by) for frame in spool.recover(data).frames]
+    file.write_bytes(spool.header(sync) + b"".join(spool.framed(sync, spool.packed(event)) for event in aged))
 
 
 @pytest.fixture

@@ -54,3 +54,5 @@ def test_a_spool_is_off_until_it_has_a_folder_and_then_kafka_is_not_needed_to_se
     assert settings(spool={"folder": "/var/lib/tessera/spool"}).kafka_required is False
     with pytest.raises(ValidationError, match="segment_bytes must not exceed"):
         settings(spool={"maximum_bytes": 2**20, "segment_bytes": 2**21})
+    with pytest.raises(ValidationError, match=r"ttl_seconds must exceed kafka\.request_timeout_seconds"):
+        settings(spool={"ttl_seconds": 10}, kafka={"request_timeout_seconds": 10})

@@ -22,7 +22,7 @@ class SpoolSettings(BaseModel):
     folder: Path | None = None
     """Where the segments lie: on a disk that outlives the process. None: no spool, 503 while Kafka is away (docs/hand-off.md)."""
     ttl_seconds: Annotated[float, Field(gt=0)] = 86_400.0
-    """An event that could not be handed over for longer is refused as expired."""
+    """An event that could not be handed over for longer is refused as expired. Longer than Kafka's client may still hold a copy."""
     maximum_bytes: Annotated[int, Field(ge=1_024 * 1_024)] = 256 * 1024 * 1024
     """Most bytes of segments that one process holds; 503 beyond."""
     segment_bytes: Annotated[int, Field(ge=4_096)] = 8 * 1024 * 1024
@@ -82,6 +82,12 @@ class GatewaySettings(ServiceSettings, service="gateway"):
         if keys.parse(key.get_secret_value()) is None:
             raise ValueError("not a key tsr_<env>_<id>_<secret><checksum>; print one with python -m tessera.gateway.development_key")
         return key
+
+    @model_validator(mode="after")
+    def _refuses_after_the_last_copy(self) -> Self:
+        if self.spool.ttl_seconds <= self.kafka.request_timeout_seconds:
+            raise ValueError("spool.ttl_seconds must exceed kafka.request_timeout_seconds, else an event may arrive after it was refused")
+        return self
 
     @model_validator(mode="after")
     def _fits_production(self) -> Self:
