@@ -7,16 +7,19 @@ import asyncio
 import base64
 import os
 import signal
+import ssl
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
+from tessera.local.certificates import Authority
 from tessera.local.errors import LocalError
 from tessera.local.files import locked, replace_text
 from tessera.local.folders import RECIPES, cache
@@ -25,14 +28,12 @@ from tessera.local.processes import Command, Server, run_apart
 from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, maven
 
 _MAVEN_TIMEOUT_SECONDS = 600
+_USERS = "users.arguments"
 _ARCHIVING_SECONDS = 120  # the archive is written on the way out, and a kill would lose it
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 controller.quorum.bootstrap.servers={host}:{controller_port}
 log.dirs=data
 auto.create.topics.enable=false
@@ -60,6 +61,58 @@ metadata.log.max.record.bytes.between.snapshots=4194304
 metadata.max.retention.bytes=33554432
 metadata.log.segment.bytes=8388608
 """
+_PLAIN = """\
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+"""
+_SECURED = """\
+listeners=SCRAM://{host}:{port},MUTUAL://{host}:{mutual_port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=SCRAM://{host}:{port},MUTUAL://{host}:{mutual_port}
+listener.security.protocol.map=SCRAM:SASL_SSL,MUTUAL:SSL,CONTROLLER:SASL_SSL
+inter.broker.listener.name=SCRAM
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
+sasl.mechanism.controller.protocol=PLAIN
+listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.scram.scram-sha-512.sasl.jaas.config={scram} required username="admin" password="{password}";
+listener.name.controller.sasl.enabled.mechanisms=PLAIN
+listener.name.controller.plain.sasl.jaas.config={plain} required username="admin" password="{password}" user_admin="{password}";
+listener.name.mutual.ssl.client.auth=required
+listener.name.mutual.ssl.principal.mapping.rules=RULE:^.*CN=([^,]+).*$/$1/
+ssl.keystore.type=PEM
+ssl.keystore.location={keystore}
+ssl.truststore.type=PEM
+ssl.truststore.location={truststore}
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:admin
+allow.everyone.if.no.acl.found=false
+"""
+_MODULES = "org.apache.kafka.common.security"
+
+
+@dataclass(frozen=True)
+class KafkaSecurity:
+    """A node that speaks only TLS: `bootstrap_servers` with SCRAM-SHA-512, `mutual_bootstrap_servers` with client certificates.
+
+    The principal is the user, or the common name of the certificate's subject. Nobody but the super user `admin` may do anything until
+    access control lists say so.
+    """
+
+    authority: Authority
+    """Must have been created. Issues the node's certificate; its clients' are believed."""
+    passwords: Mapping[str, str]
+    """Of the users made when the data folder is formatted, among them `admin`."""
+    mutual_port: int
+
+    def administrator(self) -> dict[str, Any]:
+        """What a client of aiokafka needs to log in as the super user."""
+        return {
+            "security_protocol": "SASL_SSL",
+            "ssl_context": ssl.create_default_context(cafile=self.authority.ca_file),
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_plain_username": "admin",
+            "sasl_plain_password": self.passwords["admin"],
+        }
 
 
 @dataclass(frozen=True)
@@ -165,6 +218,7 @@ class Kafka(Server):
         distribution: KafkaDistribution,
         limits: KafkaLimits = KafkaLimits(),
         *,
+        security: KafkaSecurity | None = None,
         record: Path | None = None,
         archiving_to: Path | None = None,
     ) -> None:
@@ -172,6 +226,7 @@ class Kafka(Server):
         self._controller_port = controller_port
         self._distribution = distribution
         self._limits = limits
+        self._security = security
         self._record = record
         self._archiving_to = archiving_to
         if archiving_to is not None:
@@ -182,16 +237,38 @@ class Kafka(Server):
         """Address for clients."""
         return f"{LOOPBACK}:{self.port}"
 
+    @property
+    def mutual_bootstrap_servers(self) -> str:
+        """Address for clients with certificates. Raises RuntimeError on a node without security."""
+        if self._security is None:
+            raise RuntimeError("this node has no listener for client certificates")
+        return f"{LOOPBACK}:{self._security.mutual_port}"
+
     def prepare(self) -> None:
         """Write the configuration and format the data folder once. Raises LocalError with what the format tool said."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self._properties, self._configuration())
+        if self._security is not None:
+            self._write_keystore(self._security)
+        replace_text(self._properties, self._configuration(), mode=0o600 if self._security else 0o644)
         if (self.folder / "data" / "meta.properties").exists():
             return
-        tool = f"kafka.tools.StorageTool format -t {_cluster_id()} -c server.properties --standalone -g"
+        tool = f"kafka.tools.StorageTool format -t {_cluster_id()} -c server.properties --standalone -g{self._users()}"
         done = subprocess.run(self._distribution.java(tool), cwd=self.folder, capture_output=True, text=True, check=False)
+        (self.folder / _USERS).unlink(missing_ok=True)
         if done.returncode != 0:
             raise LocalError(f"Kafka's data folder could not be formatted:\n{done.stdout}{done.stderr}")
+
+    def _write_keystore(self, security: KafkaSecurity) -> None:
+        made = security.authority.issue("broker")
+        replace_text(self.folder / "keystore.pem", made.key_file.read_text() + made.certificate_file.read_text(), mode=0o600)
+
+    def _users(self) -> str:
+        """Passwords travel in a file, never in arguments."""
+        if self._security is None:
+            return ""
+        users = [f"--add-scram\nSCRAM-SHA-512=[name={name},password={word}]\n" for name, word in self._security.passwords.items()]
+        replace_text(self.folder / _USERS, "".join(users), mode=0o600)
+        return f" @{_USERS}"
 
     def command(self) -> Command:
         """Java on the cached jars; relative paths resolve from the node's folder."""
@@ -207,33 +284,47 @@ class Kafka(Server):
             cwd=self.folder,
             stop_signal=signal.SIGTERM,
             lock=self.folder / "node.lock",
-            ports=(self.port, self._controller_port),
+            ports=(self.port, self._controller_port, *([self._security.mutual_port] if self._security else [])),
             record=self._record,
         )
 
     def answers(self) -> bool:
         """Whether a client gets metadata that names a broker."""
-        return kafka_answers(self.bootstrap_servers)
+        return kafka_answers(self.bootstrap_servers, **(self._security.administrator() if self._security else {}))
 
     @property
     def _properties(self) -> Path:
         return self.folder / "server.properties"
 
     def _configuration(self) -> str:
-        return _PROPERTIES.format(
+        listeners = _PLAIN if self._security is None else _SECURED
+        return (_PROPERTIES + listeners).format(
             host=LOOPBACK,
             port=self.port,
             controller_port=self._controller_port,
             segment_bytes=self._limits.segment_bytes,
             retention_bytes=self._limits.retention_bytes,
+            **(_secured_values(self._security) if self._security else {}),
         )
 
 
-def kafka_answers(bootstrap_servers: str, timeout_seconds: float = 5) -> bool:
-    """Whether a Kafka at this address gives metadata. Blocks, at most for the time-out."""
+def _secured_values(security: KafkaSecurity) -> dict[str, object]:
+    return {
+        "mutual_port": security.mutual_port,
+        "password": security.passwords["admin"],
+        "scram": f"{_MODULES}.scram.ScramLoginModule",
+        "plain": f"{_MODULES}.plain.PlainLoginModule",
+        "keystore": "keystore.pem",
+        "truststore": security.authority.ca_file,
+    }
+
+
+def kafka_answers(bootstrap_servers: str, timeout_seconds: float = 5, **connection: Any) -> bool:
+    """Whether a Kafka at this address gives metadata; `connection` is for aiokafka's client. Blocks, at most for the time-out."""
 
     async def ask() -> None:
-        client = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(timeout_seconds * 1000))
+        options = {"bootstrap_servers": bootstrap_servers, "request_timeout_ms": int(timeout_seconds * 1000)}
+        client = AIOKafkaConsumer(**options, **connection)
         try:
             await asyncio.wait_for(client.start(), timeout_seconds)
             await client.topics()

@@ -223,7 +223,11 @@ class Bus:
         await self._directory.start()
         missing = [topic.name for topic in consumed_by(self.settings.service) if not await self._directory.exists(topic.name)]
         if missing:
-            raise RetryableError(f"topics are missing ({', '.join(missing)}): run python -m tessera.bus.make_topics", code="topics_missing")
+            raise RetryableError(
+                f"topics are missing, or hidden from this principal ({', '.join(missing)}): run python -m tessera.bus.make_topics, "
+                "and on a secured cluster python -m tessera.bus.make_acls",
+                code="topics_missing",
+            )
 
     async def start(self) -> None:
         """Starts everything registered, after `connect`."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tessera.contracts.catalogue import REPLY_PARTITIONS
-from tessera.storage import ObjectStoreSettings, PostgresSettings, RedisSettings
+from tessera.storage import ObjectStoreSettings, PostgresSettings, RedisSettings, TlsFiles
 from tessera.telemetry import TelemetrySettings
 
 Profile = Literal["development", "test", "production"]
+
+
+class KafkaTls(TlsFiles):
+    """Encryption of the connection to the brokers."""
+
+    check_hostname: bool = True
+    """False where brokers' certificates carry other names than their addresses: then any certificate of the authority is a broker's."""
 
 
 class KafkaSettings(BaseModel):
@@ -28,12 +33,11 @@ class KafkaSettings(BaseModel):
     topic_prefix: Annotated[str, Field(max_length=64, pattern=r"^[a-zA-Z0-9._-]*$")] = ""
     """Before every topic and group: several Tesseras can share a cluster."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """SSL is TLS, and with a client's certificate mutual TLS; SASL_SSL logs in with a user name inside TLS."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
+    tls: KafkaTls = Field(default_factory=KafkaTls)
     replication_factor: Annotated[int, Field(ge=1)] = 1
     minimum_in_sync_replicas: Annotated[int, Field(ge=1)] = 1
     keyed_partitions: Annotated[int | None, Field(ge=1)] = None
@@ -62,11 +66,31 @@ class KafkaSettings(BaseModel):
     commit_milliseconds: Annotated[int, Field(ge=10)] = 200
     """How often stateless consumers commit the finished head."""
 
+    @field_validator("sasl_username", "sasl_password", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
     @model_validator(mode="after")
-    def _complete_credentials(self) -> Self:
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
-            raise ValueError("sasl_username and sasl_password are needed with SASL")
+    def _fits_protocol(self) -> Self:
+        credentials = (self.sasl_username, self.sasl_password)
+        if self.logs_in and not all(credentials):
+            raise ValueError(f"sasl_username and sasl_password are needed with {self.security_protocol}")
+        if not self.logs_in and any(credentials):
+            raise ValueError(f"sasl_username and sasl_password have no effect with {self.security_protocol}: use SASL_SSL")
+        if self.tls.are_given and not self.is_encrypted:
+            raise ValueError(f"tls has no effect with {self.security_protocol}: use SSL or SASL_SSL")
         return self
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether a user name and a password are sent."""
+        return self.security_protocol.startswith("SASL")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS."""
+        return self.security_protocol.endswith("SSL")
 
     def physical(self, topic: str) -> str:
         """The name of a topic or group on the cluster."""
@@ -77,26 +101,17 @@ class KafkaSettings(BaseModel):
         return name.removeprefix(self.topic_prefix)
 
     def connection(self, client_id: str) -> dict[str, Any]:
-        """What every client of aiokafka needs to connect."""
-        sasl = self.security_protocol.startswith("SASL")
+        """What every client of aiokafka needs to connect. Raises ValueError when a TLS file has become unusable since the start."""
         return {
             "bootstrap_servers": self.bootstrap_servers,
             "client_id": client_id,
             "request_timeout_ms": int(self.request_timeout_seconds * 1000),
             "security_protocol": self.security_protocol,
-            "ssl_context": self._ssl_context(),
-            "sasl_mechanism": self.sasl_mechanism if sasl else "PLAIN",
+            "ssl_context": self.tls.context(check_hostname=self.tls.check_hostname) if self.is_encrypted else None,
+            "sasl_mechanism": self.sasl_mechanism if self.logs_in else "PLAIN",
             "sasl_plain_username": self.sasl_username,
             "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
         }
-
-    def _ssl_context(self) -> ssl.SSLContext | None:
-        if not self.security_protocol.endswith("SSL"):
-            return None
-        context = ssl.create_default_context(cafile=self.ssl_cafile)
-        if self.ssl_certfile:
-            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
-        return context
 
 
 def _instance() -> str:
@@ -159,6 +174,8 @@ class ServiceSettings(BaseSettings):
     def _fits_profile(self) -> Self:
         if self.crash_point and self.profile != "test":
             raise ValueError("crash_point is only for the profile test")
+        if self.profile == "production" and (self.kafka.security_protocol, self.kafka.sasl_mechanism) == ("SASL_PLAINTEXT", "PLAIN"):
+            raise ValueError("kafka would get the password in clear: use SASL_SSL, or a SCRAM mechanism")
         if self.drain_seconds >= self.kafka.rebalance_timeout_seconds:
             raise ValueError("drain_seconds must be below kafka.rebalance_timeout_seconds, else a draining replica is left behind")
         return self

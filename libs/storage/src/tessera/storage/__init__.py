@@ -10,6 +10,7 @@ from tessera.storage.errors import (
 from tessera.storage.objects import ObjectStat, ObjectStore
 from tessera.storage.redis import redis_client
 from tessera.storage.settings import ObjectStoreSettings, PostgresSettings, PostgresTls, RedisSettings, Role, role_name
+from tessera.storage.tls import TlsFiles
 
 __all__ = [
     "Database",
@@ -24,6 +25,7 @@ __all__ = [
     "StorageConflictError",
     "StorageTimeoutError",
     "StorageUnavailableError",
+    "TlsFiles",
     "redis_client",
     "role_name",
 ]

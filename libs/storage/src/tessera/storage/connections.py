@@ -47,13 +47,8 @@ def _milliseconds(seconds: float) -> str:
 def _ssl(tls: PostgresTls) -> ssl.SSLContext | str:
     if tls.mode in ("disable", "prefer"):
         return tls.mode
-    context = ssl.create_default_context(cafile=tls.ca_file)
-    context.check_hostname = tls.mode == "verify-full"
-    if tls.mode == "require":
-        context.verify_mode = ssl.CERT_NONE
-    if tls.certificate_file is not None:
-        context.load_cert_chain(tls.certificate_file, tls.key_file)
-    return context
+    verify = tls.mode != "require" or tls.ca_file is not None  # as libpq does
+    return tls.context(verify=verify, check_hostname=tls.mode == "verify-full")
 
 
 async def connect(service: str, role: Role, settings: PostgresSettings) -> asyncpg.Connection:

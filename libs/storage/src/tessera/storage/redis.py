@@ -1,8 +1,10 @@
 """The Redis client, with patience that fits what Redis is used for."""
 
+import ssl
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,8 +18,7 @@ def redis_client(settings: RedisSettings) -> Redis:
 
     A command fails after `timeout_seconds`, tried `retries` times more; the library's own default blocks half a minute on a black hole.
     """
-    tls: dict[str, Any] = {"ssl_ca_certs": str(settings.ca_file)} if settings.ca_file else {}
-    return Redis.from_url(
+    pool = ConnectionPool.from_url(
         settings.url,
         username=settings.username,
         password=settings.password.get_secret_value() if settings.password else None,
@@ -27,5 +28,16 @@ def redis_client(settings: RedisSettings) -> Redis:
         retry=Retry(ConstantBackoff(0.02), settings.retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
         health_check_interval=15,
-        **tls,
     )
+    if settings.is_encrypted:
+        pool.connection_class = _EncryptedConnection
+        pool.connection_kwargs["context"] = settings.tls.context()
+    return Redis.from_pool(pool)
+
+
+class _EncryptedConnection(SSLConnection):  # type: ignore[misc, unused-ignore]
+    """Uses our context: the library's own trusts the system's authorities beside the given one, and never looks at the files again."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context

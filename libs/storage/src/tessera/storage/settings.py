@@ -3,10 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from tessera.storage.tls import TlsFiles
 
 Role = Literal["owner", "worker", "client", "authenticator"]
 
@@ -18,17 +20,17 @@ def role_name(service: str, role: Role) -> str:
     return f"tessera_{service}_{role}"
 
 
-class PostgresTls(BaseModel):
+class PostgresTls(TlsFiles):
     """Encryption of the connection, with libpq's meaning of the modes."""
 
-    model_config = ConfigDict(extra="forbid")
-
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
-    ca_file: Path | None = None
-    """Certificates that are trusted; without it the system's."""
-    certificate_file: Path | None = None
-    """The client's certificate, for servers that ask for one."""
-    key_file: Path | None = None
+    """Only `verify-full` keeps out somebody in between; `require` with a `ca_file` is `verify-ca`."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.mode in ("disable", "prefer") and self.are_given:
+            raise ValueError(f"the files have no effect in mode {self.mode}: set it to verify-full (or require, verify-ca)")
+        return self
 
 
 class PostgresSettings(BaseModel):
@@ -95,7 +97,8 @@ class RedisSettings(BaseModel):
     """`redis://` or `rediss://` (TLS). A password in it is moved to `password`, so that the address can be shown."""
     username: str | None = None
     password: SecretStr | None = None
-    ca_file: Path | None = None
+    tls: TlsFiles = Field(default_factory=TlsFiles)
+    """For `rediss://`; the server is verified, and its host name too."""
     timeout_seconds: float = Field(default=0.25, gt=0)
     """For each answer; a command takes at most (retries + 1) times as long."""
     connect_timeout_seconds: float = Field(default=0.5, gt=0)
@@ -110,6 +113,24 @@ class RedisSettings(BaseModel):
         parts = urlsplit(str(values["url"]))
         found = {"username": unquote(parts.username or "") or None, "password": unquote(parts.password or "") or None}
         return {**found, **values, "url": urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))}
+
+    @field_validator("username", "password", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the address asks for TLS."""
+        return self.url.startswith("rediss://")
+
+    @model_validator(mode="after")
+    def _address_and_files_fit(self) -> Self:
+        if not self.url.startswith(("redis://", "rediss://")):
+            raise ValueError("url must begin with redis:// or, for TLS, rediss://")
+        if self.tls.are_given and not self.is_encrypted:
+            raise ValueError("tls has no effect on an address that begins with redis://: use rediss://")
+        return self
 
 
 def _objects_folder() -> str:

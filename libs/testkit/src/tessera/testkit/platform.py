@@ -62,7 +62,9 @@ class Platform:
         ).stdout.strip()
         with _MIGRATING:
             self._database = new_database(self.stack, self.services)
-        self._make_topics()
+        self.command("tessera.bus.make_topics")
+        if self.stack.environment(None):
+            self.command("tessera.bus.make_acls", "--apply")
         self.processes = {service: self._process(service) for service in self.services}
         for process in self.processes.values():
             process.start()
@@ -109,6 +111,18 @@ class Platform:
             "TESSERA_HOME": str(self.home),
         }
 
+    def command(self, module: str, *arguments: str) -> None:
+        """Run a module as an operator would, against this platform's Kafka. Raises CalledProcessError. Blocks."""
+        addresses = Addresses(self.stack.kafka_bootstrap_servers, self.stack.database_url, self.stack.redis_url)
+        environment = {
+            **common_environment(addresses, self.home),
+            "TESSERA__PROFILE": "test",
+            "TESSERA__KAFKA__TOPIC_PREFIX": self.kafka_prefix,
+            "TESSERA__KAFKA__KEYED_PARTITIONS": str(_PARTITIONS),
+            **self.stack.environment(None),
+        }
+        subprocess.run([sys.executable, "-m", module, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+
     def _process(self, service: str) -> ServiceProcess:
         environment = {
             "TESSERA__TELEMETRY__LOG_FILE": str(self.home / "logs" / f"{service}.log"),
@@ -118,13 +132,3 @@ class Platform:
             **self.settings,
         }
         return ServiceProcess(service, self.stack, self.database, self.kafka_prefix, environment)
-
-    def _make_topics(self) -> None:
-        addresses = Addresses(self.stack.kafka_bootstrap_servers, self.stack.database_url, self.stack.redis_url)
-        environment = {
-            **common_environment(addresses, self.home),
-            "TESSERA__PROFILE": "test",
-            "TESSERA__KAFKA__TOPIC_PREFIX": self.kafka_prefix,
-            "TESSERA__KAFKA__KEYED_PARTITIONS": str(_PARTITIONS),
-        }
-        subprocess.run([sys.executable, "-m", "tessera.bus.make_topics"], check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -107,6 +107,7 @@ class ServiceProcess(Server):
             "TESSERA__KAFKA__TOPIC_PREFIX": self._kafka_prefix,
             "TESSERA__KAFKA__KEYED_PARTITIONS": str(_PARTITIONS),
             **(self._database.environment(self.service) if self._database else {}),
+            **self._stack.environment(self.service),
             **({"TESSERA_GATEWAY__PORT": str(self.http_port)} if self.service == "gateway" else {}),
             **self._overrides,
         }

@@ -53,7 +53,7 @@ class Stack:
     kafka: Kafka | None = None
     postgres: Postgres | None = None
     redis: Redis | None = None
-    kafka_limits: KafkaLimits = field(default_factory=lambda: KafkaLimits(heap_megabytes=_HEAP_MEGABYTES))
+    kafka_limits: KafkaLimits = field(default_factory=lambda: KafkaLimits(heap_megabytes=__HEAP_MEGABYTES))
     durable: bool = False
     """Whether Postgres syncs to disk, as it must where something is measured."""
     _cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -73,6 +73,10 @@ class Stack:
         """Stop what was started and remove the folder. May be called twice."""
         with uninterrupted():
             self._cleanup.close()
+
+    def environment(self, service: str | None) -> dict[str, str]:
+        """Variables that a process of `service` (an administrator's where None) needs beside the addresses: none on this stack."""
+        return {}
 
     def _start(self) -> None:
         for provide in (self._provide_kafka, self._provide_postgres, self._provide_redis):
