@@ -1,5 +1,6 @@
 """Settings from the environment, the common variables and files."""
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from tessera.bus import faults
 from tessera.bus.service import explained, run_service
-from tessera.bus.settings import KafkaSettings, ServiceSettings
+from tessera.bus.settings import KafkaSettings, KafkaTls, ServiceSettings
 
 
 class MemorySettings(ServiceSettings, service="memory"):
@@ -65,6 +66,9 @@ def test_wrong_settings_end_the_process_with_2(monkeypatch: pytest.MonkeyPatch, 
         ("TESSERA_MEMORY__CRASH_POINT", "consumed_before_commit", "only for the profile test"),
         ("TESSERA_MEMORY__DRAIN_SECONDS", "60", "must be below kafka.rebalance_timeout_seconds"),
         ("TESSERA_MEMORY__KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "sasl_username and sasl_password are needed"),
+        ("TESSERA_MEMORY__KAFKA__SASL_USERNAME", "u", "have no effect with PLAINTEXT"),
+        ("TESSERA_MEMORY__KAFKA__TLS__KEY_PASSWORD", "p", "belong to a certificate_file"),
+        ("TESSERA_MEMORY__KAFKA__TLS__CA_FILE", "/nowhere/ca.pem", "ca_file /nowhere/ca.pem cannot be read"),
         ("TESSERA_MEMORY__KAFKA__TOPIC_PREFIX", "no/slash", "pattern"),
     ],
 )
@@ -90,6 +94,37 @@ def test_credentials_reach_the_client() -> None:
     )
     assert connection["ssl_context"] is None
     assert KafkaSettings(security_protocol="SSL").connection("me")["ssl_context"] is not None
+
+
+def test_tls_without_effect_is_refused() -> None:
+    trusted = ssl.get_default_verify_paths().openssl_cafile
+    with pytest.raises(ValidationError, match="tls has no effect with SASL_PLAINTEXT"):
+        KafkaSettings.model_validate(
+            {"security_protocol": "SASL_PLAINTEXT", "sasl_username": "u", "sasl_password": "p", "tls": {"ca_file": trusted}}
+        )
+
+
+def test_empty_credentials_are_none() -> None:
+    assert KafkaSettings(sasl_username="", sasl_password="").sasl_username is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("profile", "mechanism"), [("development", "PLAIN"), ("production", "SCRAM-SHA-512")])
+def test_a_password_in_clear_is_for_development(profile: str, mechanism: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka = {"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SASL_USERNAME": "u", "SASL_PASSWORD": "p", "SASL_MECHANISM": mechanism}
+    for name, value in kafka.items():
+        monkeypatch.setenv(f"TESSERA__KAFKA__{name}", value)
+    monkeypatch.setenv("TESSERA__PROFILE", profile)
+    assert MemorySettings().kafka.sasl_mechanism == mechanism
+    monkeypatch.setenv("TESSERA__KAFKA__SASL_MECHANISM", "PLAIN")
+    monkeypatch.setenv("TESSERA__PROFILE", "production")
+    with pytest.raises(ValidationError, match="password in clear"):
+        MemorySettings()
+
+
+def test_the_host_name_is_checked_unless_told_otherwise() -> None:
+    for checked in (True, False):
+        kafka = KafkaSettings(security_protocol="SSL", tls=KafkaTls(check_hostname=checked))
+        assert kafka.connection("me")["ssl_context"].check_hostname is checked
 
 
 def test_an_unarmed_point_lets_pass() -> None:
