@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tessera.local.certificates import Authority
+from tessera.memory.settings import MemorySettings
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +92,52 @@ def test_the_spool_is_on_where_there_is_a_claim_and_nowhere_else(chart: ModuleTy
         assert (variables.get("TESSERA_GATEWAY__SPOOL__FOLDER") == mounted.get("spool", "")) is expected
         assert (variables.get("TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES") == "1073741824") is expected
         assert any(volume["name"] == "spool" for volume in pod["volumes"]) is expected
+
+
+SECURED: dict[str, Any] = yaml.safe_load((ROOT / "helm/tessera/ci/secured-values.yaml").read_text())
+CERTIFICATES: dict[str, Any] = yaml.safe_load((ROOT / "helm/tessera/ci/certificates-values.yaml").read_text())
+
+
+def test_each_service_logs_in_as_itself_and_setup_as_an_administrator(chart: ModuleType) -> None:
+    objects = chart.rendered(SECURED)
+    users = {service: _variables(_deployment(objects, service))["TESSERA__KAFKA__SASL_USERNAME"]["value"] for service in chart.SERVICES}
+    assert users == {service: f"tessera-{service}" for service in chart.SERVICES}
+    key = _variables(_deployment(objects, "memory"))["TESSERA__KAFKA__SASL_PASSWORD"]["valueFrom"]["secretKeyRef"]["key"]
+    assert key == "kafka-memory-password"
+    setup = next(item for item in objects if item["kind"] == "Job")["spec"]["template"]["spec"]["initContainers"][-1]
+    assert setup["command"][2:4] == ["tessera.bus.make_acls", "--apply"]
+    assert {"name": "TESSERA__KAFKA__SASL_USERNAME", "value": "administrator"} in setup["env"]
+
+
+def test_each_service_gets_its_own_certificate(chart: ModuleType) -> None:
+    objects = chart.rendered(CERTIFICATES)
+    for service in chart.SERVICES:
+        pod = _deployment(objects, service)["spec"]["template"]["spec"]
+        shown = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+        assert shown == {"kafka-ca": "kafka-ca", "kafka-client": f"kafka-{service}"}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} >= set(shown)
+
+
+@pytest.mark.parametrize("kafka", [{"ownPrincipals": True}, {"tlsCaSecret": "ca"}, {"securityProtocol": "SSL", "ownPrincipals": True}])
+def test_security_without_effect_is_refused(chart: ModuleType, kafka: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match="need"):
+        chart.rendered({**MINIMAL, "kafka": {**MINIMAL["kafka"], **kafka}})
+
+
+@pytest.mark.parametrize("values", [MINIMAL, SECURED, CERTIFICATES])
+def test_every_variable_is_a_setting(chart: ModuleType, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The settings forbid what they do not know. Files are those of the chart's mounts; here an authority's certificate stands for them."""
+    authority = Authority(tmp_path)
+    authority.create()
+    files = {"ca.crt": authority.ca_file, "tls.crt": authority.issue("own").certificate_file, "tls.key": tmp_path / "own.key"}
+    objects = chart.rendered(values)
+    given = next(item["data"] for item in objects if item["kind"] == "ConfigMap")
+    given |= {name: entry.get("value", "secret") for name, entry in _variables(_deployment(objects, "memory")).items()}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(files[value.rpartition("/")[2]]) if value.startswith("/etc/tessera/") else value)
+    settings = MemorySettings()
+    assert settings.kafka.security_protocol == values["kafka"].get("securityProtocol", "PLAINTEXT")
+
+
+def _variables(deployment: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {variable["name"]: variable for variable in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AclBindingFilter, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from tessera.bus.access import command_lines
@@ -292,12 +292,13 @@ def test_a_service_administers_nothing_but_new_tenants(table: Table, service: st
     def create(topic: str) -> None:
         administrator.create_topics([NewTopic(PREFIX + topic, 1)])[PREFIX + topic].result(PATIENCE_SECONDS)
 
-    every = AclBindingFilter(ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY)
+    mine = (f"User:{principal(service)}", "*", AclOperation.ALL, AclPermissionType.ALLOW)
+    everything = AclBinding(ResourceType.TOPIC, "*", ResourcePatternType.LITERAL, *mine)
     producer = Producer({**client, "transactional.id": f"{PREFIX}{service}"})
     assert _refused(lambda: create(f"ingest.new-{service}")) == (service != "gateway")
     assert _refused(lambda: create(f"other-{service}"))
     assert _refused(lambda: administrator.delete_topics([f"{PREFIX}ingest"])[f"{PREFIX}ingest"].result(PATIENCE_SECONDS))
-    assert _refused(lambda: administrator.describe_acls(every).result(PATIENCE_SECONDS))
+    assert _refused(lambda: administrator.create_acls([everything])[everything].result(PATIENCE_SECONDS))
     assert _refused(lambda: producer.init_transactions(PATIENCE_SECONDS))
 
 

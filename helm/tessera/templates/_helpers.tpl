@@ -44,14 +44,48 @@ capabilities: {drop: [ALL]}
   valueFrom: {secretKeyRef: {name: {{ .root.Values.existingSecret | quote }}, key: {{ .key }}{{ if .optional }}, optional: true{{ end }}}}
 {{- end }}
 
-{{/* What every process needs to connect. */}}
+{{/* What every process needs to connect; `as` is a service, or setup. */}}
 {{- define "tessera.connectionEnv" -}}
-{{ include "tessera.secretEnv" (dict "root" . "name" "TESSERA__POSTGRES__WORKER_PASSWORD" "key" "worker-password") }}
-{{ include "tessera.secretEnv" (dict "root" . "name" "TESSERA__POSTGRES__CLIENT_PASSWORD" "key" "client-password") }}
-{{- if hasPrefix "SASL" .Values.kafka.securityProtocol }}
-{{ include "tessera.secretEnv" (dict "root" . "name" "TESSERA__KAFKA__SASL_PASSWORD" "key" "kafka-sasl-password") }}
+{{- $kafka := .root.Values.kafka -}}
+{{ include "tessera.secretEnv" (dict "root" .root "name" "TESSERA__POSTGRES__WORKER_PASSWORD" "key" "worker-password") }}
+{{ include "tessera.secretEnv" (dict "root" .root "name" "TESSERA__POSTGRES__CLIENT_PASSWORD" "key" "client-password") }}
+{{- if hasPrefix "SASL" $kafka.securityProtocol }}
+{{- $own := and $kafka.ownPrincipals (ne .as "setup") }}
+{{- if $kafka.ownPrincipals }}
+- {name: TESSERA__KAFKA__SASL_USERNAME, value: {{ ternary (printf "tessera-%s" .as) $kafka.saslUsername $own | quote }}}
 {{- end }}
-{{ include "tessera.secretEnv" (dict "root" . "name" "TESSERA__REDIS__PASSWORD" "key" "redis-password" "optional" true) }}
+{{ include "tessera.secretEnv" (dict "root" .root "name" "TESSERA__KAFKA__SASL_PASSWORD" "key" (ternary (printf "kafka-%s-password" .as) "kafka-sasl-password" $own)) }}
+{{- end }}
+{{ include "tessera.secretEnv" (dict "root" .root "name" "TESSERA__REDIS__PASSWORD" "key" "redis-password" "optional" true) }}
+{{- end }}
+
+{{/* Certificates of servers' authorities, and of the client `as`; the whole folder is mounted, so that replaced files arrive. */}}
+{{- define "tessera.certificateMounts" -}}
+{{- range $name := include "tessera.certificateNames" . | fromJsonArray }}
+- {name: {{ $name }}, mountPath: /etc/tessera/{{ $name }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "tessera.certificateVolumes" -}}
+{{- $values := .root.Values -}}
+{{- $secrets := dict "kafka-ca" $values.kafka.tlsCaSecret "postgres-ca" $values.postgres.tlsCaSecret "redis-ca" $values.redis.tlsCaSecret -}}
+{{- $_ := set $secrets "kafka-client" (printf "%s%s" $values.kafka.tlsClientSecretPrefix .as) -}}
+{{- $_ := set $secrets "postgres-client" (printf "%s%s" $values.postgres.tlsClientSecretPrefix .as) -}}
+{{- range $name := include "tessera.certificateNames" . | fromJsonArray }}
+- name: {{ $name }}
+  secret: {secretName: {{ get $secrets $name | quote }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
+{{- define "tessera.certificateNames" -}}
+{{- $values := .root.Values -}}
+{{- $names := list -}}
+{{- if $values.kafka.tlsCaSecret }}{{ $names = append $names "kafka-ca" }}{{ end -}}
+{{- if $values.kafka.tlsClientSecretPrefix }}{{ $names = append $names "kafka-client" }}{{ end -}}
+{{- if $values.postgres.tlsCaSecret }}{{ $names = append $names "postgres-ca" }}{{ end -}}
+{{- if $values.postgres.tlsClientSecretPrefix }}{{ $names = append $names "postgres-client" }}{{ end -}}
+{{- if $values.redis.tlsCaSecret }}{{ $names = append $names "redis-ca" }}{{ end -}}
+{{- toJson $names -}}
 {{- end }}
 
 {{- define "tessera.ownerEnv" -}}
@@ -65,6 +99,8 @@ capabilities: {drop: [ALL]}
 {{- $_ := required "redis.url is required: this chart bundles no Redis" .Values.redis.url -}}
 {{- $_ := required "objects.url is required" .Values.objects.url -}}
 {{- $_ := required "existingSecret is required: see the comment in values.yaml for its keys" .Values.existingSecret -}}
+{{- if and .Values.kafka.ownPrincipals (not (hasPrefix "SASL" .Values.kafka.securityProtocol)) }}{{ fail "kafka.ownPrincipals needs a securityProtocol with SASL; with client certificates use tlsClientSecretPrefix" }}{{ end -}}
+{{- if and (or .Values.kafka.tlsCaSecret .Values.kafka.tlsClientSecretPrefix) (not (hasSuffix "SSL" .Values.kafka.securityProtocol)) }}{{ fail "kafka.tlsCaSecret and tlsClientSecretPrefix need securityProtocol SSL or SASL_SSL" }}{{ end -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int .Values.drainSeconds) }}{{ fail "terminationGracePeriodSeconds must exceed drainSeconds" }}{{ end -}}
 {{- end }}
 
@@ -77,7 +113,7 @@ capabilities: {drop: [ALL]}
   envFrom:
     - configMapRef: {name: {{ include "tessera.fullname" .root }}}
   env:
-    {{- include "tessera.connectionEnv" .root | nindent 4 }}
+    {{- include "tessera.connectionEnv" (dict "root" .root "as" "setup") | nindent 4 }}
     {{- include "tessera.ownerEnv" .root | nindent 4 }}
     {{- if .admin }}
     {{- include "tessera.secretEnv" (dict "root" .root "name" "TESSERA_ADMIN_DATABASE_URL" "key" "postgres-admin-url") | nindent 4 }}
@@ -88,4 +124,5 @@ capabilities: {drop: [ALL]}
   volumeMounts:
     - {name: state, mountPath: /var/lib/tessera}
     - {name: temporary, mountPath: /tmp}
+    {{- include "tessera.certificateMounts" (dict "root" .root) | nindent 4 }}
 {{- end }}
