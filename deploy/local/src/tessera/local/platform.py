@@ -96,7 +96,11 @@ class Platform:
         return plan, Supervisor(self.folder, ports["supervisor"], password, self.settings.log_bytes)
 
     def _check_given(self) -> None:
-        probes = {"KAFKA_BOOTSTRAP_SERVERS": kafka_answers, "DATABASE_URL": postgres_answers, "REDIS_URL": redis_answers}
+        probes: dict[str, Callable[[str], bool]] = {
+            "KAFKA_BOOTSTRAP_SERVERS": kafka_answers,
+            "DATABASE_URL": postgres_answers,
+            "REDIS_URL": redis_answers,
+        }
         for name, address in self.plan.given.items():
             if not probes[name](address):
                 raise LocalError(f"{name} is set, but nothing that can be used answers there. Correct it, or unset it to have one started.")

@@ -53,7 +53,7 @@ class Stack:
     kafka: Kafka | None = None
     postgres: Postgres | None = None
     redis: Redis | None = None
-    kafka_limits: KafkaLimits = field(default_factory=lambda: KafkaLimits(heap_megabytes=__HEAP_MEGABYTES))
+    kafka_limits: KafkaLimits = field(default_factory=lambda: KafkaLimits(heap_megabytes=_HEAP_MEGABYTES))
     durable: bool = False
     """Whether Postgres syncs to disk, as it must where something is measured."""
     _cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
