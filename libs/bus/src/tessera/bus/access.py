@@ -10,12 +10,15 @@ from itertools import groupby
 from typing import Final
 
 from tessera.bus.codec import is_tenant_id
+from tessera.bus.deadletters import dead_letter_topics
 from tessera.bus.settings import KafkaSettings
 from tessera.contracts.catalogue import TOPICS, Mode, Topic, consumer_group, dead_letter_topic, ingestion_topic, refusal_topic
 from tessera.contracts.errors import InvalidError
 
 TENANT_MAKERS: Final = TOPICS["tenant.changed"].producers
 """Who makes the topics of new tenants."""
+OPERATED_THROUGH: Final = TOPICS["service.control"].producers
+"""Through whom operators act: who reads dead letters, and publishes again what is replayed."""
 
 
 class Resource(StrEnum):
@@ -72,7 +75,9 @@ class Right:
 
 def service_rights(service: str) -> list[Right]:
     """What a service needs: nothing that the catalogue does not say."""
-    return [*_from_topics(service), *_from_groups(service), *(_of_tenant_maker() if service in TENANT_MAKERS else ())]
+    tenants = _of_tenant_maker() if service in TENANT_MAKERS else ()
+    tools = _of_dead_letters() if service in OPERATED_THROUGH else ()
+    return [*_from_topics(service), *_from_groups(service), *tenants, *tools]
 
 
 def tenant_rights(tenant_id: str) -> list[Right]:
@@ -127,6 +132,12 @@ def _of_tenant_maker() -> Iterator[Right]:
         if topic.per_tenant:
             yield _prefixed(Operation.CREATE, f"{topic.name}.")
             yield _prefixed(Operation.DESCRIBE, f"{topic.name}.")
+
+
+def _of_dead_letters() -> Iterator[Right]:
+    for letters, (topic, _) in dead_letter_topics().items():
+        yield Right(Operation.READ, letters)
+        yield from _all_of(TOPICS[topic], Operation.WRITE)
 
 
 def _prefixed(operation: Operation, name: str) -> Right:

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.structs import RecordMetadata
 
 from tessera.bus.codec import Encoded
@@ -19,6 +25,8 @@ from tessera.telemetry import metrics
 
 MAXIMUM_REQUEST_BYTES: Final = 2 * 1024 * 1024
 """Above our own limit of 900 KiB for data: a dead letter carries the original and the reason."""
+
+_REFUSALS: Final = (ClusterAuthorizationFailedError, GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
 Sent = asyncio.Future[RecordMetadata]
 
@@ -106,6 +114,10 @@ def as_retryable() -> Iterator[None]:
         yield
     except MessageSizeTooLargeError as error:
         raise InvalidError("event_too_large", "The record is larger than Kafka takes.") from error
+    except _REFUSALS as error:
+        raise RetryableError(
+            f"Kafka refuses this principal ({error!r}): run python -m tessera.bus.make_acls", code="broker_unavailable"
+        ) from error
     except (KafkaError, ConnectionError) as error:
         raise RetryableError(f"Kafka did not take the event: {error!r}", code="broker_unavailable") from error
 

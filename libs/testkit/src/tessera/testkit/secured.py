@@ -13,7 +13,7 @@ from tessera.local.ports import LOOPBACK, free_ports
 from tessera.testkit.stack import Stack
 from tessera.testkit.tls_proxy import TlsProxy
 
-KEY_PASSWORD = "only-for-tests-key"  # noqa: S105 - the key lives for one test run
+KEY_PASSWORD = "only-for-tests-key"  # noqa: S105  # nosec B105  # pragma: allowlist secret - the key lives for one test run
 MUTUAL = ("generator", "retention", "validator")
 """Services that show a certificate, with an encrypted key; the others have a password (SCRAM)."""
 ADMINISTRATOR = "admin"
