@@ -30,6 +30,13 @@ def test_the_tour_holds_and_can_be_repeated(platform: Platform, tmp_path: Path) 
     first, second = _go(platform, tmp_path), _go(platform, tmp_path)
     assert first["run"] != second["run"]
     assert set(first["seconds"]) == set(second["seconds"])
+    assert _logs_that_hold(platform, "flowerpot") == [], "people's texts do not belong into logs"
+
+
+def _logs_that_hold(platform: Platform, word: str) -> list[str]:
+    logs = list((platform.home / "logs").iterdir())
+    assert any(log.stat().st_size for log in logs)
+    return [log.name for log in logs if word in log.read_text(errors="replace")]
 
 
 def test_the_tour_says_what_is_missing(tmp_path: Path) -> None:

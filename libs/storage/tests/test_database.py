@@ -136,6 +136,14 @@ async def test_a_wrong_statement_keeps_its_own_error_and_does_not_count_as_failu
         assert database.breaker.state == "closed"
 
 
+async def test_an_error_does_not_carry_what_was_to_be_written(database: Database, tenant: str) -> None:
+    statement = text("INSERT INTO note (tenant_id, id, body) VALUES (:tenant, 1, :body), (:tenant, 1, :body)")
+    with pytest.raises(IntegrityError) as caught:
+        await execute(database, statement, {"tenant": tenant, "body": "The key is under the mat."})
+    assert "INSERT INTO note" in str(caught.value)
+    assert "under the mat" not in str(caught.value)
+
+
 async def test_a_long_statement_is_a_timeout(postgres: PostgresSettings) -> None:
     async with opened(postgres.model_copy(update={"statement_timeout_seconds": 0.05})) as database:
         with pytest.raises(StorageTimeoutError):

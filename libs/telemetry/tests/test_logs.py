@@ -59,6 +59,13 @@ def test_libraries_log_the_same_way(settings: TelemetrySettings, name: str) -> N
     )
 
 
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_statements_and_their_values_are_never_logged(settings: TelemetrySettings, level: str) -> None:
+    configure("memory", "memory-1", settings.model_copy(update={"log_level": level}))
+    logging.getLogger("sqlalchemy.engine.Engine").info("[cached] ('The key is under the mat.',)")
+    assert lines(settings) == []
+
+
 async def test_what_is_bound_ends_with_the_block_and_stays_in_its_task(settings: TelemetrySettings) -> None:
     configure("memory", "memory-1", settings)
     log = get_logger("x")

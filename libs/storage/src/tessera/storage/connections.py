@@ -58,4 +58,5 @@ async def connect(service: str, role: Role, settings: PostgresSettings) -> async
 
 def owner_engine(service: str, settings: PostgresSettings) -> AsyncEngine:
     """An engine for migrations: the owner's role, no pool."""
-    return create_async_engine("postgresql+asyncpg://", connect_args=connect_arguments(service, "owner", settings), poolclass=NullPool)
+    arguments = connect_arguments(service, "owner", settings)
+    return create_async_engine("postgresql+asyncpg://", connect_args=arguments, poolclass=NullPool, hide_parameters=True)

@@ -133,6 +133,7 @@ class Database:
             pool_timeout=settings.pool_timeout_seconds,
             pool_recycle=settings.recycle_seconds,
             pool_use_lifo=True,
+            hide_parameters=True,  # errors are logged and kept with dead letters: they must not carry people's texts
         )
         if settings.pre_ping:
             ping_before_use(engine, idle=timedelta(seconds=settings.pre_ping_idle_seconds))

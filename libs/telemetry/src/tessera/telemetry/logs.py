@@ -22,6 +22,7 @@ _QUIET = {
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
     "asyncio": logging.WARNING,
+    "sqlalchemy": logging.WARNING,  # below it writes every statement with its values: people's texts
 }
 
 Event = MutableMapping[str, Any]
