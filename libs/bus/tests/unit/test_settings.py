@@ -130,4 +130,7 @@ def test_the_host_name_is_checked_unless_told_otherwise() -> None:
 def test_an_unarmed_point_lets_pass() -> None:
     faults.arm("another")
     faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+    faults.arm(f"{faults.CONSUMED_BEFORE_COMMIT}:3")
+    faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+    faults.reach(faults.CONSUMED_BEFORE_COMMIT)
     faults.arm(None)

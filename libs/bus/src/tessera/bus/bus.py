@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from tessera.bus import outbox
+from tessera.bus import faults, outbox
 from tessera.bus.codec import Encoded, Envelope, encode
 from tessera.bus.consumer import Consumer, Surroundings
 from tessera.bus.deadletters import UNREADABLE, DeadLetter
@@ -194,6 +194,8 @@ class Bus:
             rows: list[OutboxRow] = []
             yield Transaction(connection, origin, self.settings.service, rows)
             await outbox.write(connection, rows)
+            faults.reach(faults.JOB_BEFORE_COMMIT)
+        faults.reach(faults.JOB_COMMITTED)
 
     async def replay(self, letter: DeadLetter, *, dry_run: bool = False) -> None:
         """Publishes the original of a dead letter again: same topic, partition, key, headers and bytes. Returns when it is acknowledged.

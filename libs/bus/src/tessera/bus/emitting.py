@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
+from tessera.bus import faults
 from tessera.bus.codec import encode
 from tessera.bus.events import Origin
 from tessera.bus.publisher import Publisher, Sent, acknowledged
@@ -78,6 +79,7 @@ class Emitter:
         envelope = caused_envelope(
             self.origin, self._service, step, index, subject_id=subject_id, tenant_id=tenant_id, deadline=self._deadline, sequence=sequence
         )
+        faults.reach(faults.HANDLED_BEFORE_EMIT)
         topic = topic_of(type(data)).name
         event_key = key or (self.origin.correlation_id or self.origin.parent_id).encode()
         self._sent.append((topic, await self._publisher.send(topic, encode(data, envelope), key=event_key, partition=partition)))

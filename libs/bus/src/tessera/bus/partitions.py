@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
+from tessera.bus import faults
 from tessera.bus.records import Record
 from tessera.contracts.catalogue import Topic
 from tessera.contracts.errors import FatalError, RetryableError
@@ -201,3 +202,5 @@ class PartitionLoop(ABC):
             await self.assignment.consumer.commit({self.assignment.partition: offset})
         except (KafkaError, IllegalStateError) as error:
             _log.warning("offset not committed", partition=str(self.assignment.partition), offset=offset, error=repr(error))
+        else:
+            faults.reach(faults.OFFSET_COMMITTED)

@@ -125,6 +125,7 @@ class Relay:
             rows = (await connection.execute(_READ, {"rows": _ROWS})).all()
         if not rows:
             return 0
+        faults.reach(faults.RELAY_READ_BEFORE_PUBLISH)
         sent = [(row.topic, await self._send(row)) for row in rows]
         await asyncio.gather(*(acknowledged(topic, future) for topic, future in sent))
         faults.reach(faults.RELAY_PUBLISHED_BEFORE_DELETE)

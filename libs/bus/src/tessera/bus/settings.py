@@ -146,7 +146,7 @@ class ServiceSettings(BaseSettings):
     reply_partitions: tuple[Annotated[int, Field(ge=0, lt=REPLY_PARTITIONS)], ...] = ()
     """Partitions of the reply topic that this process reads; one found from `instance` where none are given (the gateway's)."""
     crash_point: str | None = None
-    """Kills the process at a named point; only in the profile test."""
+    """Kills the process at a named point (`name:3` at the third time); only in the profile test."""
 
     def __init_subclass__(cls, *, service: str = "", **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

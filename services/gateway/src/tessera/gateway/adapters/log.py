@@ -20,6 +20,8 @@ from tessera.gateway.ports import Call, Published, Since
 from tessera.resilience import Breaker, CircuitOpenError, TimedOutError
 from tessera.telemetry import span
 
+ACCEPTED_BEFORE_PUBLISH = "accepted_before_publish"
+"""Crash point: the event is nowhere, and the client does not know."""
 PUBLISHED_BEFORE_ANSWER = "published_before_answer"
 """Crash point: the event is in the log and the client does not know."""
 
@@ -53,6 +55,7 @@ class BusLog:
         deadline: datetime | None = None,
     ) -> Published:
         """Where the catalogue says. What is ingested goes by `accepted` and `send`."""
+        faults.reach(ACCEPTED_BEFORE_PUBLISH)
         with told(doubt=True):
             async with self.breaker.guard(), resilience.deadline(self._patience):
                 position = await self._bus.publish(
@@ -84,6 +87,7 @@ class BusLog:
 
     async def send(self, event: AcceptedEvent) -> None:
         """Under the same breaker and time-out as everything else that is published."""
+        faults.reach(ACCEPTED_BEFORE_PUBLISH)
         record = Outgoing(event.topic, Encoded(list(event.headers), event.value), event.key)
         with told(doubt=True), span(f"publish {event.event_type}"):
             async with self.breaker.guard(), resilience.deadline(self._patience):
