@@ -76,6 +76,7 @@ class Tour:
     key_ids: list[str] = field(default_factory=list)
     chat_request_id: str = ""
     old_ids: set[str] = field(default_factory=set)
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
 
     @property
     def conversation(self) -> str:
@@ -85,7 +86,7 @@ class Tour:
     def api(self, method: str, path: str, *, key: str = "", **arguments: Any) -> Any:
         """Call the gateway as any HTTP client would; raises TourError for an error answer."""
         headers = {"Authorization": f"Bearer {key or self.key}"}
-        answer = httpx.request(method, f"{self.url}{path}", headers=headers, timeout=60, **arguments)
+        answer = self.http.request(method, f"{self.url}{path}", headers=headers, **arguments)
         check(answer.is_success, f"{method} {path} answered {answer.status_code}: {answer.text[:500]}")
         return answer.json() if answer.content else None
 
