@@ -20,7 +20,7 @@ from tessera.contracts.catalogue import TOPICS, consumed_by, produced_by
 from tessera.storage import Database, PostgresSettings
 from tessera.storage.bootstrap import bootstrap
 from tessera.storage.connections import owner_engine
-from tessera.storage.migrations import create_delivery_tables
+from tessera.storage.migrations import add_parked_events, create_delivery_tables
 from tessera.testkit import Stack, unique_kafka_prefix
 
 SERVICE = "memory"
@@ -93,6 +93,7 @@ async def _prepare(stack: Stack, settings: PostgresSettings) -> None:
     await bootstrap(SecretStr(stack.database_url), {SERVICE: settings})
     statements = _Statements()
     create_delivery_tables(statements)
+    add_parked_events(statements)
     engine = owner_engine(SERVICE, settings)
     async with engine.begin() as connection:
         for statement in (*statements.collected, *_EFFECTS):

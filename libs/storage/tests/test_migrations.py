@@ -25,7 +25,7 @@ async def test_many_at_once_run_each_revision_once(admin_url: SecretStr, empty_p
     database = Database("sample", empty_postgres)
     async with database.transaction() as connection:
         versions = await connection.execute(text("SELECT version_num FROM alembic_version"))
-        assert versions.scalars().all() == ["0002"]
+        assert versions.scalars().all() == ["0003"]
         assert await connection.scalar(text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'word_text'::regclass"))
     await database.close()
 
@@ -44,6 +44,24 @@ async def test_every_revision_can_be_undone(admin_url: SecretStr, empty_postgres
     left = await owner.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'sample'::regnamespace AND relkind IN ('r', 'p')")
     await owner.close()
     assert [row["relname"] for row in left] == ["alembic_version"]
+
+
+@pytest.mark.integration
+async def test_a_database_of_an_earlier_version_gets_the_table_of_parked_events(
+    admin_url: SecretStr, empty_postgres: PostgresSettings
+) -> None:
+    await bootstrap(admin_url, {"sample": empty_postgres})
+    await upgrade("sample", empty_postgres, revision="0002")
+    await upgrade("sample", empty_postgres)
+    database = Database("sample", empty_postgres)
+    async with database.transaction() as connection:
+        await connection.execute(
+            text(
+                'INSERT INTO parked (consumer, topic, partition, "offset", state, code, message) '
+                "VALUES ('sample.bulk', 't', 0, 1, 'refused', 'data_invalid', 'no')"
+            )
+        )
+    await database.close()
 
 
 @pytest.mark.integration

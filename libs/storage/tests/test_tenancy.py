@@ -163,3 +163,23 @@ async def test_the_authenticator_may_look_up_and_nothing_else(database: Database
             async with database.authenticating() as connection:
                 await connection.execute(text(f"SELECT * FROM {table}"))
         assert sqlstate(raised.value) == DENIED
+
+
+PARK = text(
+    'INSERT INTO parked (consumer, topic, partition, "offset", tenant_id, state, code, message, record_milliseconds, headers, value) '
+    "VALUES ('sample.bulk', :tenant, 0, 1, :tenant, 'stuck', 'busy', 'not yet', 1, '[]', 'content')"
+)
+
+
+async def test_client_sees_which_of_its_tenants_events_are_parked_but_not_what_is_in_them(database: Database, tenant: str) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(PARK, {"tenant": tenant})
+    seen = text('SELECT topic, "offset", state, code FROM parked')
+    async with database.reading(tenant) as connection:
+        assert [tuple(row) for row in await connection.execute(seen)] == [(tenant, 1, "stuck", "busy")]
+    async with database.reading(f"other-{tenant}") as connection:
+        assert not (await connection.execute(seen)).all()
+    with pytest.raises(ProgrammingError) as raised:
+        async with database.reading(tenant) as connection:
+            await connection.execute(text("SELECT value FROM parked"))
+    assert sqlstate(raised.value) == DENIED

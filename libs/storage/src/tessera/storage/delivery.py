@@ -1,5 +1,8 @@
 """Tables of effect-once delivery, the same in every service. The bus owns their use; they are made here because migrations are.
 
+`statements` is what services' first revisions made and never changes; `parked_statements` is what a later revision puts in the place of
+the first `parked`, which nothing ever wrote to.
+
 The channel `tessera_outbox_<service>` is notified once per statement that inserts into `outbox`.
 """
 
@@ -82,6 +85,55 @@ CREATE TABLE parked (
     PRIMARY KEY (tenant_id, consumer, topic, partition, "offset")
 )
 """
+
+# Events that came and were not applied (docs/retries.md). `waiting` and `stuck` hold the record itself, which is to be handled from here;
+# `delayed` ones are in a retry topic, `refused` and `dead` ones in the dead letters. Without a tenant where none can be believed.
+_NOT_APPLIED = """
+CREATE TABLE parked (
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    tenant_id text,
+    identity bytea CHECK (octet_length(identity) = 16),
+    key bytea,
+    state text NOT NULL CHECK (state IN ('waiting', 'stuck', 'delayed', 'refused', 'dead')),
+    attempts integer NOT NULL DEFAULT 0,
+    failures integer NOT NULL DEFAULT 0,
+    due_at timestamptz NOT NULL DEFAULT now(),
+    code text NOT NULL CHECK (length(code) <= 64),
+    message text NOT NULL CHECK (length(message) <= 500),
+    traceparent text,
+    record_milliseconds bigint,
+    headers jsonb,
+    value bytea,
+    parked_at timestamptz NOT NULL DEFAULT now(),
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (consumer, topic, partition, "offset"),
+    CHECK ((state IN ('waiting', 'stuck')) = (value IS NOT NULL AND headers IS NOT NULL AND record_milliseconds IS NOT NULL))
+)
+"""
+
+_SHOWN_TO_TENANT = 'consumer, topic, partition, "offset", tenant_id, identity, key, state, attempts, due_at, code, message, parked_at'
+
+
+def parked_statements(client: str) -> Sequence[str]:
+    """The DDL that replaces the first `parked`, in order; `client` is the role that reads its tenant's rows, without their content."""
+    mine = "tenant_id = NULLIF(current_setting('app.tenant', true), '')"
+    return (
+        "DROP TABLE parked",
+        _NOT_APPLIED,
+        "CREATE INDEX parked_identity ON parked (tenant_id, identity)",
+        "CREATE INDEX parked_ended ON parked (changed_at) WHERE state IN ('refused', 'dead')",
+        f"CREATE POLICY client_own_tenant ON parked FOR SELECT TO {client} USING ({mine})",
+        f"GRANT SELECT ({_SHOWN_TO_TENANT}) ON parked TO {client}",
+    )
+
+
+def first_parked_statements() -> Sequence[str]:
+    """The DDL that puts the first `parked` back."""
+    return ("DROP TABLE parked", _PARKED)
+
 
 _RELAY_LEASE = """
 CREATE TABLE relay_lease (

@@ -159,3 +159,17 @@ def drop_delivery_tables(op: Revision) -> None:
     for table in reversed(delivery.TABLES):
         op.execute(f"DROP TABLE {table}")
     op.execute("DROP FUNCTION notify_outbox()")
+
+
+def add_parked_events(op: Revision) -> None:
+    """The table of events that came and were not applied, in place of the first `parked`: see `tessera.storage.delivery`."""
+    for statement in delivery.parked_statements(role_name(service_of(op), "client")):
+        op.execute(statement)
+    _force(op, "parked", service_of(op))
+
+
+def remove_parked_events(op: Revision) -> None:
+    """Undoes `add_parked_events`."""
+    for statement in delivery.first_parked_statements():
+        op.execute(statement)
+    _force(op, "parked", service_of(op))

@@ -1,0 +1,16 @@
+"""Events that came and were not applied."""
+
+from alembic import op
+
+from tessera.storage.migrations import add_parked_events, remove_parked_events
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade():
+    add_parked_events(op)
+
+
+def downgrade():
+    remove_parked_events(op)

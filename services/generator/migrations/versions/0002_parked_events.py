@@ -1,0 +1,16 @@
+"""Events that came and were not applied."""
+
+from alembic import op
+
+from tessera.storage.migrations import add_parked_events, remove_parked_events
+
+revision = "generator_0002"
+down_revision = "generator_0001"
+
+
+def upgrade() -> None:
+    add_parked_events(op)
+
+
+def downgrade() -> None:
+    remove_parked_events(op)
