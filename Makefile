@@ -10,7 +10,7 @@ LOCAL := $(BIN)/tessera-local
 # Compiled modules lie beside the packages, also where the environment says not to write any: each start would compile all of them again.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
-SETUP = $(if $(SYSTEM_PYTHON),PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=deploy/local/src $(SYSTEM_PYTHON) -m tessera.local.setup,@echo "Python 3.11 or newer is missing: install it (on Debian: python3 python3-venv). Or use \`docker compose up\`." >&2; exit 1;)
+SETUP = $(if $(SYSTEM_PYTHON),env -u PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=deploy/local/src $(SYSTEM_PYTHON) -m tessera.local.setup,@echo "Python 3.11 or newer is missing: install it (on Debian: python3 python3-venv). Or use \`docker compose up\`." >&2; exit 1;)
 
 help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$", $$2); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
