@@ -158,8 +158,12 @@ class PartitionLoop(ABC):
             else:
                 self._arrived.clear()
                 self.handled_at = time.monotonic()
-                await self._arrived.wait()
+                await self._idle()
         return []
+
+    async def _idle(self) -> None:
+        """Waits for records, or for the order to stop."""
+        await self._arrived.wait()
 
     def _pop(self, limit: int) -> list[Record]:
         taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
@@ -196,11 +200,12 @@ class PartitionLoop(ABC):
     def _is_assigned(self) -> bool:
         return self.assignment.partition in self.assignment.consumer.assignment()
 
-    async def _commit(self, offset: int) -> None:
-        """Commits the group's offset. A failure is only logged: the next commit covers it, and redelivery is harmless."""
+    async def _commit(self, offset: int) -> bool:
+        """Commits the group's offset and says whether that succeeded. A failure loses nothing: redelivery is harmless."""
         try:
             await self.assignment.consumer.commit({self.assignment.partition: offset})
         except (KafkaError, IllegalStateError) as error:
             _log.warning("offset not committed", partition=str(self.assignment.partition), offset=offset, error=repr(error))
-        else:
-            faults.reach(faults.OFFSET_COMMITTED)
+            return False
+        faults.reach(faults.OFFSET_COMMITTED)
+        return True

@@ -23,7 +23,8 @@ _MARK = text(
 )
 _SET_MARK = text(
     "INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
-    "VALUES (:consumer, :topic, :partition, :first, :last, :attempts) "
+    "SELECT consumer, topic, partition, CAST(:first AS bigint), CAST(:last AS bigint), CAST(:attempts AS integer) FROM consumer_position "
+    "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored FOR SHARE "
     "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
     "attempts = excluded.attempts, marked_at = now()"
 )
@@ -66,20 +67,29 @@ class PositionRow:
         """Moves the position. Raises FencedError when it is no longer at `stored`: then nothing of this transaction may stand."""
         result = await connection.execute(_ADVANCE, {**self._key(), "stored": stored, "next_offset": next_offset})
         if result.rowcount != 1:
-            raise FencedError(f"The position of {self.consumer} on {self.topic}/{self.partition} is no longer {stored}.")
+            raise self._fenced(stored)
 
     async def mark(self, connection: AsyncConnection) -> Mark | None:
         """The mark of a batch that was begun and neither finished nor given back."""
         row = (await connection.execute(_MARK, self._key())).one_or_none()
         return Mark(row.first_offset, row.last_offset, row.attempts) if row else None
 
-    async def set_mark(self, connection: AsyncConnection, mark: Mark) -> None:
-        """Says which batch is about to be handled."""
-        await connection.execute(_SET_MARK, {**self._key(), "first": mark.first, "last": mark.last, "attempts": mark.attempts})
+    async def set_mark(self, connection: AsyncConnection, stored: int, mark: Mark) -> None:
+        """Says which batch is about to be handled. Raises FencedError when the position is no longer at `stored`.
+
+        A mark set by a replica that lost the partition would look like the death of whoever has it now.
+        """
+        values = {"stored": stored, "first": mark.first, "last": mark.last, "attempts": mark.attempts}
+        result = await connection.execute(_SET_MARK, {**self._key(), **values})
+        if result.rowcount != 1:
+            raise self._fenced(stored)
 
     async def clear_mark(self, connection: AsyncConnection) -> None:
         """Says that the batch is done or given back."""
         await connection.execute(_CLEAR_MARK, self._key())
+
+    def _fenced(self, stored: int) -> FencedError:
+        return FencedError(f"The position of {self.consumer} on {self.topic}/{self.partition} is no longer {stored}.")
 
     def _key(self) -> dict[str, object]:
         return {"consumer": self.consumer, "topic": self.topic, "partition": self.partition}

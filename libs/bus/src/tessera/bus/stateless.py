@@ -229,8 +229,7 @@ class StatelessLoop(PartitionLoop):
 
     async def _commit_head(self) -> None:
         position = self._head.position
-        if position is not None and position != self._committed and self._is_assigned():
-            await self._commit(position)
+        if position is not None and position != self._committed and self._is_assigned() and await self._commit(position):
             self._committed = position
 
 

@@ -24,7 +24,7 @@ from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling
 from tessera.bus.events import Received
 from tessera.bus.inbox import Entry, InboxItem, enter, forget
 from tessera.bus.outbox import OutboxRow
-from tessera.bus.partitions import PASSING, Assignment, Gate, PartitionLoop
+from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.positions import FencedError, Mark, PositionRow
 from tessera.bus.publisher import as_retryable
 from tessera.bus.quarantine import Quarantine
@@ -41,7 +41,10 @@ from tessera.telemetry import get_logger, metrics
 MAXIMUM_ATTEMPTS: Final = 3
 """Deaths, or failures that no error class explains, before an event goes to the dead letters (rules of the log, 14)."""
 
-_GIVE_BACK: Final = timedelta(seconds=2)
+_GIVE_BACK: Final = timedelta(seconds=5)
+"""How long a stopping loop tries to take its mark back while Postgres is away."""
+_COMMIT_AGAIN: Final = timedelta(seconds=1)
+"""How soon an idle loop repeats a commit of the group's offset that failed."""
 
 _log = get_logger(__name__)
 
@@ -82,6 +85,8 @@ class TransactionalLoop(PartitionLoop):
         self._redelivered: set[int] = set()
         self._broken: set[int] = set()
         self._marked: Mark | None = None
+        self._owed = False
+        """The group's offset may be behind the position: operators would see lag that is none."""
 
     def start(self) -> None:
         """Starts the loop; nothing is fetched until the stored position is known."""
@@ -126,7 +131,7 @@ class TransactionalLoop(PartitionLoop):
                 await self._row.begin(connection, stored)
             mark = await self._row.mark(connection)
         self._check_bounds(stored, start, end)
-        self._position, self._located = stored, True
+        self._position, self._located, self._owed = stored, True, True
         self._suspect(mark)
         if self._is_assigned():
             consumer.seek(partition, stored)
@@ -163,12 +168,13 @@ class TransactionalLoop(PartitionLoop):
 
     # --- one batch --------------------------------------------------------------------------------
     async def _handle(self, batch: Sequence[Record]) -> None:
-        failures = 0
+        failures, marked = 0, False
         while not self._stopping.is_set():
             try:
                 async with self._room(batch), self._workshop.in_flight:
-                    if failures == 0 or batch[0].offset in self._broken:
+                    if not marked:
                         await self._mark(batch)
+                        marked = True
                     await self._attempt(batch)
             except FencedError:
                 await self._requeue(batch)
@@ -183,6 +189,7 @@ class TransactionalLoop(PartitionLoop):
             except Exception:  # noqa: BLE001
                 _log.exception("batch rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch))
                 self._blame(batch)
+                marked = False  # the next try is one more attempt, and counts
                 if len(batch) > 1:
                     await self._one_by_one(batch)
                     return
@@ -209,7 +216,8 @@ class TransactionalLoop(PartitionLoop):
             self._attempts[record.offset] = max(self._attempts.get(record.offset, 0), 1)
 
     async def _requeue(self, batch: Sequence[Record]) -> None:
-        """Fenced: looks where the position is now and drops what others have handled."""
+        """Fenced: looks where the position is now and drops what others have handled. Our mark went with the position that was moved."""
+        self._marked = None
         await self._persist(self._relocate)
         waiting = [*batch, *self._queue]
         self._queue.clear()
@@ -222,12 +230,12 @@ class TransactionalLoop(PartitionLoop):
         if again:
             self._redelivered -= again
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
-        if len(batch) == 1:
-            self._attempts[first] = self._attempts.get(first, 0) + 1
-        mark = Mark(first, last, self._attempts.get(first, 1))
+        mark = Mark(first, last, self._attempts.get(first, 0) + 1 if len(batch) == 1 else 1)
         async with self._workshop.database.transaction() as connection:
-            await self._row.set_mark(connection, mark)
+            await self._row.set_mark(connection, self._position, mark)
         self._marked = mark
+        if len(batch) == 1:
+            self._attempts[first] = mark.attempts
 
     async def _attempt(self, batch: Sequence[Record]) -> None:
         await self._check_gap(batch[0].offset)
@@ -253,23 +261,43 @@ class TransactionalLoop(PartitionLoop):
             self._broken.discard(record.offset)
         self.handled_at = time.monotonic()
         metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(batch))
-        await self._commit(self._position)
+        await self._commit_position()
+
+    async def _commit_position(self) -> None:
+        self._owed = not await self._commit(self._position)
+
+    async def _idle(self) -> None:
+        """Waits for records; meanwhile the group's offset follows the position where it could not before."""
+        try:
+            async with asyncio.timeout(_COMMIT_AGAIN.total_seconds() if self._owed else None):
+                await self._arrived.wait()
+        except TimeoutError:
+            await self._commit_position()
 
     async def close(self, grace: timedelta) -> None:
         """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
         await super().close(grace)
         mark, self._marked = self._marked, None
         if mark is not None:
-            with suppress(*PASSING, SQLAlchemyError, TimeoutError):
+            with suppress(SQLAlchemyError, TimeoutError):
                 async with asyncio.timeout(_GIVE_BACK.total_seconds()):
-                    await self._give_back(mark)
+                    await self._give_back_patiently(mark)
+
+    async def _give_back_patiently(self, mark: Mark) -> None:
+        failures = 0
+        while True:
+            try:
+                return await self._give_back(mark)
+            except PASSING:
+                failures += 1
+                await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
 
     async def _give_back(self, mark: Mark) -> None:
         async with self._workshop.database.transaction() as connection:
             if await self._row.read(connection) != self._position:
                 return
             if mark.attempts > 1:
-                await self._row.set_mark(connection, Mark(mark.first, mark.last, mark.attempts - 1))
+                await self._row.set_mark(connection, self._position, Mark(mark.first, mark.last, mark.attempts - 1))
             else:
                 await self._row.clear_mark(connection)
 
@@ -284,7 +312,7 @@ class TransactionalLoop(PartitionLoop):
         _log.warning(
             "fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position
         )
-        self._position = stored
+        self._position, self._owed = stored, True
 
     # --- one event --------------------------------------------------------------------------------
     async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> list[OutboxRow]:
