@@ -5,21 +5,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tessera.testkit import Stack
+from tessera.testkit.breakable import BreakableStack
 from tessera.testkit.platform import Platform
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unmeasured() -> Iterator[None]:
+    """Services that are killed leave no coverage behind, and measuring it makes them several times slower."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
+            patched.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def breakable() -> Iterator[Stack]:
+def breakable(unmeasured: None) -> Iterator[BreakableStack]:
     """A stack that may be killed: after a kill, Kafka first reads again whatever all tests before have written."""
-    started = Stack()
+    started = BreakableStack()
     started.start()
     yield started
     started.stop()
 
 
 @pytest.fixture(scope="module")
-def pair(breakable: Stack) -> Iterator[tuple[Platform, Platform]]:
+def pair(breakable: BreakableStack) -> Iterator[tuple[Platform, Platform]]:
     """(unkilled, killed)."""
     platforms = (Platform(breakable), Platform(breakable))
     try:

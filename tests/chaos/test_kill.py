@@ -3,16 +3,15 @@
 Each test proves first that the kill hit: something was delivered again.
 """
 
-import asyncio
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
+from chaos.injecting import table_held, waiting_for_lock
 from chaos.observing import (
     PATIENCE_SECONDS,
     counter,
@@ -171,9 +170,9 @@ def test_postgres_killed_inside_a_transaction(unkilled: Platform, killed: Platfo
     tenant, events = _tenant("kill-postgres", unkilled, killed), messages("six", 20)
     produce(unkilled, tenant, events)
     expected = settled(unkilled, MEMORIES, len(events), tenant)
-    with _memory_table_held(killed):
+    with table_held(killed, "memory.memory"):
         produce(killed, tenant, events)
-        eventually_blocking(lambda: _waiting_for_lock(killed), PATIENCE_SECONDS)
+        eventually_blocking(lambda: waiting_for_lock(killed), PATIENCE_SECONDS)
         postgres.kill()
     postgres.start()
     postgres.wait_ready()
@@ -192,9 +191,9 @@ def test_kafka_killed_between_effect_and_publishing(unkilled: Platform, killed: 
     produce(unkilled, tenant, events)
     expected = settled(unkilled, MEMORIES, len(events), tenant)
     recorded = _recorded(unkilled, tenant, len(events))
-    with _memory_table_held(killed):
+    with table_held(killed, "memory.memory"):
         produce(killed, tenant, events)
-        eventually_blocking(lambda: _waiting_for_lock(killed), PATIENCE_SECONDS)
+        eventually_blocking(lambda: waiting_for_lock(killed), PATIENCE_SECONDS)
         kafka.kill()
     eventually_blocking(lambda: rows(killed, "SELECT 1 FROM memory.outbox"), PATIENCE_SECONDS)
     eventually_blocking(lambda: _relay_waits(killed), PATIENCE_SECONDS)
@@ -267,33 +266,3 @@ def _remember(platform: Platform, key: str) -> dict[str, Any]:
     answer = platform.request("POST", "/v1/memories", key=key, json=body, headers={"Idempotency-Key": "once"})
     answer.raise_for_status()
     return dict(answer.json())
-
-
-@contextmanager
-def _memory_table_held(platform: Platform) -> Iterator[None]:
-    """Keeps every transaction of memory waiting in the middle."""
-    held, release = threading.Event(), threading.Event()
-
-    async def hold() -> None:
-        connection = await asyncpg.connect(platform.database.admin_url)
-        try:
-            await connection.execute("BEGIN")
-            await connection.execute("LOCK TABLE memory.memory IN ACCESS EXCLUSIVE MODE")
-            held.set()
-            await asyncio.to_thread(release.wait, PATIENCE_SECONDS)
-        finally:
-            connection.terminate()  # no COMMIT, which would fail where the server is dead: the end of the connection gives the lock back
-
-    holding = threading.Thread(target=lambda: asyncio.run(hold()))
-    holding.start()
-    assert held.wait(PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        release.set()
-        holding.join(PATIENCE_SECONDS)
-
-
-def _waiting_for_lock(platform: Platform) -> bool:
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = $1 AND datname = current_database()"
-    return bool(rows(platform, waiting, "tessera_memory_worker"))

@@ -63,7 +63,7 @@ class Platform:
         with _MIGRATING:
             self._database = new_database(self.stack, self.services)
         self.command("tessera.bus.make_topics")
-        if self.stack.environment(None):
+        if self.stack.is_secured:
             self.command("tessera.bus.make_acls", "--apply")
         self.processes = {service: self._process(service) for service in self.services}
         for process in self.processes.values():
@@ -72,7 +72,7 @@ class Platform:
 
     def wait_ready(self, services: Iterable[str] | None = None) -> None:
         """Wait until these services (all where None) say that they are ready. Blocks."""
-        for service in services or self.services:
+        for service in self.services if services is None else services:
             self.processes[service].wait_ready(_READY_SECONDS)
 
     def stop(self) -> None:
@@ -98,7 +98,7 @@ class Platform:
     def request(self, method: str, path: str, *, key: str = "", **arguments: Any) -> httpx.Response:
         """One request to the gateway, with the bootstrap key where none is given. Blocks."""
         headers = {"Authorization": f"Bearer {key or self._key}", **arguments.pop("headers", {})}
-        return httpx.request(method, f"{self.url}{path}", headers=headers, timeout=60, **arguments)
+        return httpx.request(method, f"{self.url}{path}", headers=headers, **{"timeout": 60, **arguments})
 
     def client_environment(self) -> dict[str, str]:
         """What `make env` prints, for this platform, and where its logs and traces lie."""

@@ -38,6 +38,11 @@ class SecuredStack(Stack):
     redis_proxy: TlsProxy = field(init=False)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
 
+    @property
+    def is_secured(self) -> bool:
+        """It is."""
+        return True
+
     def environment(self, service: str | None) -> dict[str, str]:
         """TLS to all three servers, and the credentials of a service; of the administrator where None."""
         return {

@@ -74,6 +74,11 @@ class Stack:
         with uninterrupted():
             self._cleanup.close()
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether services need access control lists before they may do anything."""
+        return False
+
     def environment(self, service: str | None) -> dict[str, str]:
         """Variables that a process of `service` (an administrator's where None) needs beside the addresses: none on this stack."""
         return {}
