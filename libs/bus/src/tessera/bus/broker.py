@@ -16,6 +16,7 @@ from faststream.kafka import TopicPartition as DeclaredPartition
 from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 
+from tessera.bus.broken import tell_broken_connections
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.unreadable import read_every_header_name
@@ -27,6 +28,7 @@ _POLL_SECONDS: Final = 1.0
 _log = get_logger(__name__)
 
 read_every_header_name()
+tell_broken_connections()
 
 
 class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
