@@ -1,7 +1,7 @@
 # Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas bench-start bench-bus chaos
+.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas simulate bench-start bench-bus chaos
 
 # The newest suitable Python, for making the environment; everything else runs inside .venv.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
@@ -64,6 +64,9 @@ schemas: ## Write new schema revisions, docs/events.md, docs/asyncapi.json and .
 
 chaos: setup ## Every fault of the matrix on a real platform under load (ARGS="--rows kill,zombie --kills 10", CHAOS_SEED=…); one JSON line last
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+simulate: ## Look for anomalies of the bus in worlds of its own (SEEDS=20000, from a place chosen by chance; SIMULATION_SEED=17 for one)
+	@PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-bus: ## Measure the bus beside its floors (about six minutes); one JSON line last
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/bus

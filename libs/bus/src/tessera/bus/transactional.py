@@ -231,9 +231,9 @@ class TransactionalLoop(PartitionLoop):
             self._redelivered -= again
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
         mark = Mark(first, last, self._attempts.get(first, 0) + 1 if len(batch) == 1 else 1)
+        self._marked = mark  # before it is known to be set: a commit in doubt is given back too
         async with self._workshop.database.transaction() as connection:
             await self._row.set_mark(connection, self._position, mark)
-        self._marked = mark
         if len(batch) == 1:
             self._attempts[first] = mark.attempts
 
@@ -294,8 +294,8 @@ class TransactionalLoop(PartitionLoop):
 
     async def _give_back(self, mark: Mark) -> None:
         async with self._workshop.database.transaction() as connection:
-            if await self._row.read(connection) != self._position:
-                return
+            if await self._row.read(connection) != self._position or await self._row.mark(connection) != mark:
+                return  # somebody else has the partition, and marks of their own
             if mark.attempts > 1:
                 await self._row.set_mark(connection, self._position, Mark(mark.first, mark.last, mark.attempts - 1))
             else:

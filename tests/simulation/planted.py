@@ -1,0 +1,70 @@
+"""Bugs planted on purpose, to see that the simulation finds them. Each is a context manager; nothing here is in production code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+from unittest.mock import patch
+
+from simulation import statements
+from simulation.postgres import Result, Session, Values
+
+from tessera.bus import relay
+from tessera.bus.positions import PositionRow
+from tessera.bus.transactional import TransactionalLoop
+
+Bug = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def commit_before_effect() -> Iterator[None]:
+    """The position is committed in a transaction of its own before the handlers run."""
+    attempt, advance = TransactionalLoop._attempt, PositionRow.advance
+
+    async def early(loop: Any, batch: Any) -> None:
+        async with loop._workshop.database.transaction() as connection:
+            await advance(loop._row, connection, loop._position, batch[-1].offset + 1)
+        await attempt(loop, batch)
+
+    async def late(*_: Any) -> None:
+        """Done already."""
+
+    with patch.object(TransactionalLoop, "_attempt", early), patch.object(PositionRow, "advance", late):
+        yield
+
+
+@contextmanager
+def no_fence() -> Iterator[None]:
+    """Whoever believes to have the partition moves its position."""
+    advance, set_mark = PositionRow.advance, PositionRow.set_mark
+
+    async def anyhow(row: PositionRow, connection: Any, stored: int, *more: Any) -> None:
+        await advance(row, connection, await row.read(connection) or 0, *more)
+
+    async def marked(row: PositionRow, connection: Any, stored: int, *more: Any) -> None:
+        await set_mark(row, connection, await row.read(connection) or 0, *more)
+
+    with patch.object(PositionRow, "advance", anyhow), patch.object(PositionRow, "set_mark", marked):
+        yield
+
+
+@contextmanager
+def relay_out_of_order() -> Iterator[None]:
+    """The relay reads the newest rows first."""
+
+    def newest_first(session: Session, values: Values) -> Result:
+        return Result(statements.read_outbox(session, {"rows": 1_000_000}).all()[::-1][: values["rows"]])
+
+    with patch.object(statements, "STATEMENTS", {**statements.STATEMENTS, relay._READ: newest_first}):
+        yield
+
+
+BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
+    {
+        "commit before effect": commit_before_effect,
+        "no fence": no_fence,
+        "relay out of order": relay_out_of_order,
+    }
+)

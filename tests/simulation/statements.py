@@ -1,0 +1,203 @@
+"""One function per statement of the code under test: what it does to the model's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from simulation.postgres import Result, Row, Session, Values
+from sqlalchemy import text
+
+from tessera.bus import inbox, outbox, positions, relay
+from tessera.storage.delivery import outbox_channel
+
+SERVICE: Final = "memory"
+
+APPLY: Final = text("INSERT INTO effect (event_id, key) VALUES (:event_id, :key)")
+"""The handler's effect; `position` counts by itself."""
+LOCK_KEY: Final = text(
+    "INSERT INTO turn (key, number) VALUES (:key, 1) ON CONFLICT (key) DO UPDATE SET number = turn.number + 1 RETURNING number"
+)
+"""The row lock of an aggregate, under which its events get their order."""
+
+# --- positions and marks --------------------------------------------------------------------------
+
+
+def _place(values: Values) -> tuple[Any, ...]:
+    return values["consumer"], values["topic"], values["partition"]
+
+
+def read_position(session: Session, values: Values) -> Result:
+    row = session.get("consumer_position", _place(values))
+    return Result([] if row is None else [Row(next_offset=row.next_offset)])
+
+
+def begin_position(session: Session, values: Values) -> Result:
+    place = _place(values)
+    session.look("consumer_position", [place])
+    if session.get("consumer_position", place) is not None:
+        return Result(rowcount=0)
+    session.claim("consumer_position", [place])
+    session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
+    return Result(rowcount=1)
+
+
+def advance_position(session: Session, values: Values) -> Result:
+    place = _place(values)
+    row = session.get("consumer_position", place)
+    if row is None or row.next_offset != values["stored"]:
+        return Result(rowcount=0)
+    session.claim("consumer_position", [place])
+    session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
+    return Result(rowcount=1)
+
+
+def read_mark(session: Session, values: Values) -> Result:
+    row = session.get("batch_mark", _place(values))
+    return Result([] if row is None else [row])
+
+
+def set_mark(session: Session, values: Values) -> Result:
+    place = _place(values)
+    row = session.get("consumer_position", place)
+    if row is None or row.next_offset != values["stored"]:
+        return Result(rowcount=0)
+    session.claim("consumer_position", [place])  # FOR SHARE: two sharers would not wait for each other, but they wait at the mark anyway
+    session.claim("batch_mark", [place])
+    session.write("batch_mark", place, Row(first_offset=values["first"], last_offset=values["last"], attempts=values["attempts"]))
+    return Result(rowcount=1)
+
+
+def clear_mark(session: Session, values: Values) -> Result:
+    place = _place(values)
+    if session.get("batch_mark", place) is None:
+        return Result(rowcount=0)
+    session.claim("batch_mark", [place])
+    session.write("batch_mark", place, None)
+    return Result(rowcount=1)
+
+
+# --- inbox ----------------------------------------------------------------------------------------
+def _entries(values: Values) -> list[tuple[Any, ...]]:
+    return [(tenant, values["consumer"], identity) for tenant, identity in zip(values["tenants"], values["identities"], strict=True)]
+
+
+def enter_inbox(session: Session, values: Values) -> Result:
+    keys = _entries(values)
+    for key in keys:  # row by row, as Postgres does: what comes first is held while the next is waited for
+        session.look("inbox", [key])
+        if session.get("inbox", key) is None:
+            session.claim("inbox", [key])
+    new = []
+    for key, body in zip(keys, values["bodies"], strict=True):
+        if session.get("inbox", key) is None:
+            session.write("inbox", key, Row(tenant_id=key[0], identity=key[2], body=body))
+            new.append(Row(tenant_id=key[0], identity=key[2]))
+    return Result(new)
+
+
+def find_in_inbox(session: Session, values: Values) -> Result:
+    found = [session.get("inbox", key) for key in _entries(values)]
+    return Result([row for row in found if row is not None])
+
+
+def forget_in_inbox(session: Session, values: Values) -> Result:
+    keys = [key for key in dict.fromkeys(_entries(values)) if session.get("inbox", key) is not None]
+    session.claim("inbox", keys)
+    for key in keys:
+        session.write("inbox", key, None)
+    return Result(rowcount=len(keys))
+
+
+# --- outbox and relay -----------------------------------------------------------------------------
+_OUTBOX_COLUMNS: Final = {
+    "event_id": "event_ids",
+    "topic": "topics",
+    "partition": "partitions",
+    "key": "keys",
+    "headers": "headers",
+    "value": "contents",
+}
+
+
+def write_outbox(session: Session, values: Values) -> Result:
+    columns = [values[name] for name in _OUTBOX_COLUMNS.values()]
+    for row in zip(*columns, strict=True):
+        number = session.next_value("outbox")
+        session.claim("outbox", [(number,)])
+        session.write("outbox", (number,), Row(id=number, **dict(zip(_OUTBOX_COLUMNS, row, strict=True))))
+    session.notify(outbox_channel(SERVICE))
+    return Result(rowcount=len(columns[0]))
+
+
+def read_outbox(session: Session, values: Values) -> Result:
+    return Result(sorted(session.rows("outbox").values(), key=lambda row: row.id)[: values["rows"]])
+
+
+def delete_from_outbox(session: Session, values: Values) -> Result:
+    keys = [(number,) for number in values["ids"] if session.get("outbox", (number,)) is not None]
+    session.claim("outbox", keys)
+    for key in keys:
+        session.write("outbox", key, None)
+    return Result(rowcount=len(keys))
+
+
+def claim_lease(session: Session, values: Values) -> Result:
+    key = (values["name"],)
+    session.claim("relay_lease", [key])
+    row = session.get("relay_lease", key)
+    if row is not None and row.holder != values["holder"] and not row.expires_at < session.now:
+        return Result()
+    epoch = 1 if row is None else row.epoch + (row.holder != values["holder"])
+    session.write("relay_lease", key, Row(holder=values["holder"], epoch=epoch, expires_at=session.now + values["seconds"]))
+    return Result([Row(epoch=epoch)])
+
+
+def give_up_lease(session: Session, values: Values) -> Result:
+    key = (values["name"],)
+    row = session.get("relay_lease", key)
+    if row is None or row.holder != values["holder"]:
+        return Result(rowcount=0)
+    session.claim("relay_lease", [key])
+    session.write("relay_lease", key, None)
+    return Result(rowcount=1)
+
+
+# --- the handler's own ----------------------------------------------------------------------------
+def apply(session: Session, values: Values) -> Result:
+    number = session.next_value("effect")
+    session.claim("effect", [(number,)])
+    session.write("effect", (number,), Row(event_id=values["event_id"], key=values["key"]))
+    return Result(rowcount=1)
+
+
+def lock_key(session: Session, values: Values) -> Result:
+    key = (values["key"],)
+    session.claim("turn", [key])
+    row = session.get("turn", key)
+    number = 1 if row is None else row.number + 1
+    session.write("turn", key, Row(number=number))
+    return Result([Row(number=number)])
+
+
+STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingProxyType(
+    {
+        positions._POSITION: read_position,
+        positions._BEGIN: begin_position,
+        positions._ADVANCE: advance_position,
+        positions._MARK: read_mark,
+        positions._SET_MARK: set_mark,
+        positions._CLEAR_MARK: clear_mark,
+        inbox._INSERT: enter_inbox,
+        inbox._FIND: find_in_inbox,
+        inbox._FORGET: forget_in_inbox,
+        outbox._INSERT: write_outbox,
+        relay._CLAIM: claim_lease,
+        relay._GIVE_UP: give_up_lease,
+        relay._READ: read_outbox,
+        relay._DELETE: delete_from_outbox,
+        APPLY: apply,
+        LOCK_KEY: lock_key,
+    }
+)

@@ -1,0 +1,424 @@
+"""One world per seed: replicas of a service on the real bus, on simulated servers, with faults; and what it looks like afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Any, Final
+from unittest.mock import patch
+
+from aiokafka import TopicPartition
+from pydantic import SecretStr
+from simulation import statements
+from simulation.kafka import Cluster, SimulatedAdmin, SimulatedConsumer, SimulatedFeed, SimulatedProducer
+from simulation.loop import CURRENT, Process, ProcessKilledError, SimulationLoop
+from simulation.postgres import Server, Session, SimulatedDatabase
+from simulation.scenario import Event, Plan
+from simulation.statements import APPLY, LOCK_KEY, SERVICE
+
+import tessera.resilience.retry
+from tessera.bus import Bus, Received, Transaction
+from tessera.bus.settings import KafkaSettings, ServiceSettings
+from tessera.bus.transactional import MAXIMUM_ATTEMPTS
+from tessera.contracts.catalogue import consumed_by, dead_letter_topic
+from tessera.contracts.errors import FatalError, InvalidError, RetryableError
+from tessera.contracts.events import DocumentPublished, EntityPublished, MemoryRecorded, MessagePublished, RelationPublished
+from tessera.storage import PostgresSettings
+from tessera.testkit.history import Findings, History, Outgoing, Sent, check
+
+TENANT: Final = "acme"
+INPUT: Final = "ingest"
+OUTPUT: Final = "memory.recorded"
+LETTERS: Final = dead_letter_topic(INPUT, SERVICE)
+GROUP: Final = f"{SERVICE}.ingestion"
+PATIENCE_SECONDS: Final = 240.0
+"""Of virtual time, for everything to be done once the faults are over."""
+_MOMENT: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class SimulatedSettings(ServiceSettings, service=SERVICE):
+    """Nothing of its own."""
+
+
+@cache
+def _settings() -> SimulatedSettings:
+    word = SecretStr("unused")
+    postgres = PostgresSettings(worker_password=word, client_password=word, owner_password=word, breaker_reset_seconds=1.0)
+    return SimulatedSettings(instance="unnamed", postgres=postgres)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a run showed."""
+
+    seed: int
+    findings: Findings
+    violations: list[str]
+    """Rules that were broken on the way."""
+    steps: int
+    virtual_seconds: float
+    story: str
+    """What happened when, and a line that differs where anything did."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything was as promised."""
+        return self.findings.clean and not self.violations
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.seed}", *(f"violation: {line}" for line in self.violations)]
+        return "\n".join(lines if self.findings.clean else [*lines, str(self.findings)])
+
+
+class Replica:
+    """One process of the service."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self.name = name
+        self.process = Process(name)
+        self.bus: Bus | None = None
+        self._stopping = asyncio.Event()
+        self._dead = asyncio.Event()
+        self.process.on_death.append(self._dead.set)
+        self.task = world.loop.run_in(self.process, self._run())
+
+    async def _run(self) -> None:
+        world = self._world
+        kafka = KafkaSettings.model_construct(**{**vars(_settings().kafka), **world.plan.kafka})
+        settings = _settings().model_copy(update={"instance": self.name, "kafka": kafka})
+        self.bus = Bus(settings, SimulatedDatabase(SERVICE, settings.postgres, world.server), on_fatal=self._fatal)
+        world.register(self.bus)
+        while True:
+            try:
+                await self.bus.connect()
+                break
+            except RetryableError:
+                await asyncio.sleep(0.2)
+        await self.bus.start()
+        await self._stopping.wait()
+        await self.bus.drain()
+        await self.bus.stop()
+
+    def _fatal(self, error: FatalError) -> None:
+        self._world.violations.append(f"{self.name} ended with a fatal error: {error}")
+
+    async def stop(self) -> None:
+        """SIGTERM: drains and leaves. Returns when it has left, or died of it."""
+        self._stopping.set()
+        dead = asyncio.create_task(self._dead.wait())
+        await asyncio.wait({self.task, dead}, return_when=asyncio.FIRST_COMPLETED)
+        dead.cancel()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process.alive:
+            self._world.deaths += 1
+            self._world.loop.kill(self.process)
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.chance = random.Random(f"world {plan.seed}")
+        self.loop = SimulationLoop(self.chance, shuffled=plan.shuffled)
+        topics = {INPUT: plan.partitions, OUTPUT: 2, LETTERS: 1, "refused": 1}
+        self.server = Server(self.loop, random.Random(f"postgres {plan.seed}"), statements.STATEMENTS)
+        self.cluster = Cluster(self.loop, random.Random(f"kafka {plan.seed}"), {**topics, **_other_topics()})
+        self.cluster.gaps = plan.gaps
+        self.replicas: dict[str, Replica] = {}
+        self.effects: list[str] = []
+        self.violations: list[str] = []
+        self.deaths = 0
+        self.outages = 0
+        self.tries: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        """How often the handler of an event failed in a way that no error class explains."""
+        self.trace: list[str] = []
+        self.reached: Counter[str] = Counter()
+        self._positions: dict[Any, int] = {}
+        self._born = 0
+        self.server.commits.append(self._observe)
+
+    # --- life -------------------------------------------------------------------------------------
+    def start_replica(self) -> Replica:
+        """One more process."""
+        self._born += 1
+        replica = Replica(self, f"r{self._born}")
+        self.replicas[replica.name] = replica
+        return replica
+
+    def alive(self) -> list[Replica]:
+        """Those that run, frozen ones included."""
+        return [replica for replica in self.replicas.values() if replica.process.alive and not replica.task.done()]
+
+    def run(self) -> Verdict:
+        """The whole run."""
+        asyncio.set_event_loop(self.loop)
+        with self._patched():
+            try:
+                self.loop.run_until_complete(self._story())
+                verdict = self._judge()
+            except RuntimeError as error:
+                self.violations.append(str(error))
+                verdict = self._judge()
+            finally:
+                self._end()
+        return verdict
+
+    async def _story(self) -> None:
+        for _ in range(self.plan.replicas):
+            self.start_replica()
+        acts = [asyncio.create_task(self._produce(event)) for event in self.plan.events]
+        acts += [asyncio.create_task(fault.strike(self)) for fault in self.plan.faults]
+        await asyncio.gather(*acts)
+        self._heal()
+        await self._quiet()
+        await asyncio.gather(*(replica.stop() for replica in self.alive()))
+        if self.unfinished():  # somebody may have died while stopping
+            await self._quiet()
+            await asyncio.gather(*(replica.stop() for replica in self.alive()))
+
+    async def _produce(self, event: Event) -> None:
+        await asyncio.sleep(event.at)
+        for _ in range(event.copies):
+            self.cluster.append(self.cluster.place(INPUT, event.key.encode()), event.key.encode(), *_record(event))
+            await asyncio.sleep(self.chance.random() * 0.5)
+
+    def _heal(self) -> None:
+        """From now on nothing goes wrong, and at least one replica lives."""
+        self.server.start()
+        self.server.loses_answers = 0.0
+        cluster = self.cluster
+        cluster.reachable = cluster.led = True
+        cluster.loses_acknowledgements = cluster.refuses_records = cluster.fails_commits = 0.0
+        for replica in self.alive():
+            if replica.process.frozen:
+                self.loop.thaw(replica.process)
+        if not self.alive():
+            self.start_replica()
+
+    async def _quiet(self) -> None:
+        deadline = self.loop.time() + PATIENCE_SECONDS
+        while left := self.unfinished():
+            if self.loop.time() > deadline:
+                self.violations += [f"not within {PATIENCE_SECONDS:.0f} s: {line}" for line in left]
+                return
+            await asyncio.sleep(0.5)
+            if not self.alive():
+                self.start_replica()
+
+    def unfinished(self) -> list[str]:
+        """What is still to be done."""
+        left = [f"{len(self.server.tables['outbox'])} rows in the outbox"] if self.server.tables["outbox"] else []
+        for partition, log in self.cluster.logs.items():
+            if partition.topic != INPUT or not log.records:
+                continue
+            end = log.records[-1].offset + 1
+            row = self.server.tables["consumer_position"].get((GROUP, INPUT, partition.partition))
+            if row is None or row.next_offset < end:
+                left.append(f"{partition} is at {row and row.next_offset} of {end}")
+            offset = self.cluster.groups[GROUP].offsets.get(partition, 0)
+            if offset < end:
+                left.append(f"the group's offset of {partition} is {offset} of {end}")
+        return left
+
+    # --- observing --------------------------------------------------------------------------------
+    def _observe(self, session: Session) -> None:
+        for row in session._writes["effect"].values():
+            if row is not None:
+                self.effects.append(row.event_id)
+        for key, row in session._writes["consumer_position"].items():
+            if row is not None and row.next_offset < self._positions.get(key, 0):
+                self.violations.append(f"the position of {key} went back from {self._positions[key]} to {row.next_offset}")
+            self._positions[key] = 0 if row is None else row.next_offset
+        for key, row in session._writes["batch_mark"].items():
+            if row is not None and row.attempts > 1 + self._presumed_deaths() + self._failures(key, row):
+                self.violations.append(f"the mark of {key} counts {row.attempts} attempts after {self._presumed_deaths()} deaths")
+
+    def _presumed_deaths(self) -> int:
+        """How often a replica died, or had to be taken for dead by whoever came after it."""
+        return self.deaths + self.cluster.evictions + self.outages
+
+    def _failures(self, key: tuple[Any, ...], row: Any) -> int:
+        """How often a handler failed in a way that counts: in these events, and once for having been in a batch with another."""
+        own = shared = 0
+        for record in self.cluster.logs[TopicPartition(key[1], key[2])].records:
+            times = self.failures[_header(record, "ce_id")]
+            shared = max(shared, min(times, 1))
+            own += times if row.first_offset <= record.offset <= row.last_offset else 0
+        return own + shared
+
+    def _judge(self) -> Verdict:
+        sent, letters, outgoing = self._sent(), self._letters(), self._outgoing()
+        left = [*self.unfinished(), *(f"the mark {key}: {row}" for key, row in self.server.tables["batch_mark"].items())]
+        history = History(
+            sent=sent,
+            acknowledged=[event.id for event in sent],
+            refused=letters,
+            effects=self.effects,
+            outgoing=outgoing,
+            unfinished=left,
+        )
+        refusable = {event.id for event in self.plan.events if event.is_refusable}
+        if self._presumed_deaths() + bool(self.failures) < MAXIMUM_ATTEMPTS:
+            self.violations += [f"{event} was refused without a reason" for event in letters if event not in refusable]
+        self.violations += [f"something broke: {context.get('message')} {context.get('exception')!r}" for context in self._broken()]
+        story = "\n".join(
+            [*self.trace, f"{self.loop.time():.9f} s, {self.loop.steps} steps, {len(self.effects)} effects, {len(outgoing)} records"]
+        )
+        return Verdict(self.plan.seed, check(history), self.violations, self.loop.steps, self.loop.time(), story)
+
+    def _broken(self) -> Iterator[dict[str, Any]]:
+        for context in self.loop.broken:
+            killed = context.get("exception") is None or isinstance(context["exception"], ProcessKilledError)
+            if not killed:
+                yield context
+
+    def _sent(self) -> list[Sent]:
+        found = [
+            (record.offset, Sent(_header(record, "ce_id"), (record.key or b"").decode()))
+            for partition, log in self.cluster.logs.items()
+            if partition.topic == INPUT
+            for record in log.records
+        ]
+        return [event for _, event in found]
+
+    def _letters(self) -> list[str]:
+        return [_header(record, "ce_id") for record in self.cluster.logs[TopicPartition(LETTERS, 0)].records]
+
+    def _outgoing(self) -> list[Outgoing]:
+        return [
+            Outgoing(_header(record, "ce_id"), _header(record, "ce_correlationid"), record.value)
+            for partition, log in self.cluster.logs.items()
+            if partition.topic == OUTPUT
+            for record in log.records
+        ]
+
+    # --- the service ------------------------------------------------------------------------------
+    def register(self, bus: Bus) -> None:
+        """The handlers."""
+        ingestion = bus.consumer("ingestion")
+        ingestion.transactional(MessagePublished)(self._apply)
+        for other in (DocumentPublished, EntityPublished, RelationPublished):
+            ingestion.transactional(other)(_ignore)
+
+    async def _apply(self, event: Received[MessagePublished], transaction: Transaction) -> None:
+        key = event.data.conversation_id
+        await transaction.connection.execute(LOCK_KEY, {"key": key})
+        await transaction.connection.execute(APPLY, {"event_id": event.id, "key": key})
+        recorded = MemoryRecorded(
+            memory_id=event.id, kind="message", origin_id=event.id, occurred_at=_MOMENT, recorded_at=_MOMENT, importance=0.5, text="x"
+        )
+        await transaction.publish(recorded, step="recorded", key=key.encode())
+        await self._trouble(event.id, str(event.data.content))
+
+    async def _trouble(self, event: str, content: str) -> None:
+        kind, _, number = content.partition(" ")
+        if kind == "invalid":
+            raise InvalidError("not_wanted", "This content is not wanted.", "content")
+        if kind == "slow":
+            await asyncio.sleep(float(number))
+        if kind == "retry" and self.tries[event] < int(number):
+            self.tries[event] += 1
+            raise RetryableError("not yet")
+        if kind == "bug" and self.failures[event] < int(number):
+            self.failures[event] += 1
+            raise KeyError(content)
+        if kind == "kill":
+            self.die("its event")
+
+    def die(self, why: str) -> None:
+        """SIGKILL of the current process by its own step."""
+        process = CURRENT.get()
+        if process is not None and process.name in self.replicas:
+            self.note(f"{process.name} dies of {why}")
+            self.replicas[process.name].kill()
+            raise ProcessKilledError
+
+    def note(self, line: str) -> None:
+        """For whoever looks at one seed."""
+        self.trace.append(f"{self.loop.time():9.3f} {line}")
+
+    def _reach(self, point: str) -> None:
+        self.reached[point] += 1
+        if (point, self.reached[point]) in self.plan.crashes:
+            self.die(point)
+
+    # --- plumbing ---------------------------------------------------------------------------------
+    @contextmanager
+    def _patched(self) -> Iterator[None]:
+        cluster = self.cluster
+        with ExitStack() as patches:
+            for target, replacement in (
+                ("time.monotonic", self.loop.time),
+                ("time.time", self.loop.wall_time),
+                ("tessera.bus.publisher.AIOKafkaProducer", partial(SimulatedProducer, cluster)),
+                ("tessera.bus.topics.AIOKafkaAdminClient", partial(SimulatedAdmin, cluster)),
+                ("tessera.bus.consumer.group_feed", self._feed),
+                ("tessera.bus.faults.reach", self._reach),
+                ("tessera.bus.delivery.continued", _untraced),
+                ("tessera.bus.delivery.bound", _untraced),
+                ("tessera.bus.delivery.span", _untraced),
+                ("tessera.bus.transaction.current_traceparent", lambda: None),
+            ):
+                patches.enter_context(patch(target, replacement))
+            patches.enter_context(patch.object(tessera.resilience.retry, "_RANDOM", random.Random(f"pauses {self.plan.seed}")))
+            yield
+
+    def _feed(
+        self, kafka: KafkaSettings, client_id: str, group: str, *, topics: Any, pattern: Any, listener: Any, receive: Any, hurried: bool
+    ) -> Any:
+        read = topics or (INPUT,)
+        return SimulatedFeed(SimulatedConsumer(self.cluster, kafka, client_id, group, tuple(read), listener=listener, receive=receive))
+
+    def _end(self) -> None:
+        """Everything that still runs is dropped without a word, as the processes of a machine that is switched off."""
+        for replica in self.replicas.values():
+            replica.process.alive = False
+        asyncio.set_event_loop(None)
+        self.loop._ready.clear()
+        self.loop._scheduled.clear()
+        self.loop.close()
+
+
+def _untraced(*_: Any, **__: Any) -> Any:
+    """Traces cost more than what is simulated."""
+    return nullcontext()
+
+
+async def _ignore(event: Received[Any], transaction: Transaction) -> None:
+    """Other ingested types have no effect here."""
+
+
+@cache
+def _other_topics() -> dict[str, int]:
+    return {topic.name: 1 for topic in consumed_by(SERVICE) if topic.name != INPUT}
+
+
+@cache
+def _body(conversation: str, content: str) -> bytes:
+    return MessagePublished(conversation_id=conversation, role="user", content=content).model_dump_json(exclude_none=True).encode()
+
+
+def _record(event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
+    attributes = {"specversion": "1.0", "id": event.id, "source": "/simulation", "type": MessagePublished.event_type, "tenantid": TENANT}
+    return _body(event.key, event.content), [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+
+
+def _header(record: Any, name: str) -> str:
+    return next((value.decode() for header, value in record.headers if header == name), "")
+
+
+def simulate(seed: int, bug: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Verdict:
+    """Runs the world of one seed; within `bug` the code under test is broken on purpose."""
+    with bug():
+        return World(Plan.of(seed)).run()
