@@ -388,7 +388,8 @@ def poison(kind: str) -> Callable[[World, Scene, random.Random], None]:
         poisoned.start()
         try:
             scene.expected_dead = {f"poison-{kind}"}
-            publish(world, scene, f"poison-{kind}", {**message("poison-0", "c-1"), "content": f"POISON {kind}"})
+            poisonous = {**message("poison-0", "c-1"), "content": f"POISON {kind}"}
+            publish(world.platform, "ingest", scene.tenant, f"poison-{kind}", poisonous)
             _supervise_until(poisoned, lambda: _dead_letters(world, scene) >= 1)
         finally:
             poisoned.kill()
@@ -429,16 +430,16 @@ def malformed(world: World, scene: Scene, randomness: random.Random) -> None:
     }
     scene.expected_dead = set(wrong)
     for name, (value, kind) in wrong.items():
-        publish(world, scene, name, value, kind)
+        publish(world.platform, "ingest", scene.tenant, name, value, kind=kind)
     eventually_blocking(lambda: _dead_letters(world, scene) >= len(wrong), PATIENCE_SECONDS)
 
 
-def publish(world: World, scene: Scene, name: str, value: object, kind: str = MESSAGE) -> None:
+def publish(platform: Platform, topic: str, tenant: str, name: str, value: object, *, kind: str = MESSAGE) -> None:
     """One record of a stranger's, acknowledged."""
-    producer = Producer({"bootstrap.servers": world.stack.kafka_bootstrap_servers, "message.max.bytes": 2_000_000, "log_level": 0})
-    attributes = [(key, kind if key == "ce_type" else text) for key, text in headers(scene.tenant, name)]
+    producer = Producer({"bootstrap.servers": platform.stack.kafka_bootstrap_servers, "message.max.bytes": 2_000_000, "log_level": 0})
+    attributes = [(key, kind if key == "ce_type" else text) for key, text in headers(tenant, name)]
     body = value if isinstance(value, bytes) else json.dumps(value)
-    producer.produce(f"{world.platform.kafka_prefix}ingest", key="c-1", value=body, headers=attributes)
+    producer.produce(f"{platform.kafka_prefix}{topic}", key="c-1", value=body, headers=attributes)
     assert producer.flush(PATIENCE_SECONDS) == 0
 
 

@@ -94,6 +94,10 @@ class Oracle:
             ),
         )
 
+    def told(self, topic: str, count: int) -> list[Seen]:
+        """The first records of the tenant on a topic."""
+        return [record for record in self._records() if record.topic == topic][:count]
+
     def _learned(self, memories: list[str], tokenized: list[Seen]) -> History:
         learned = self._column("SELECT memory_id FROM generator.ngram_learned WHERE tenant_id = $1")
         outgoing = [Outgoing(record.id, record.data["memory_id"], _content(record.data)) for record in tokenized]
