@@ -176,9 +176,8 @@ def postgres_read_only(world: World, scene: Scene, randomness: random.Random) ->
         told = (answer.status_code, "retry-after" in answer.headers)
         time.sleep(_AWAY_SECONDS)
     finally:
-        _administer(
-            world, "SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"
-        )
+        writing = "SET default_transaction_read_only = off"
+        _administer(world, writing, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
     assert told == (503, True), f"a write was answered {told}: {answer.text[:300]}"
 
 

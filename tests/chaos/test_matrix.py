@@ -13,7 +13,7 @@ from chaos.world import World
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
-QUICK = ("broker_killed", "postgres_killed", "resets", "zombie")
+QUICK = ("postgres_killed", "redis_lost")
 
 
 @pytest.fixture(scope="module")

@@ -194,6 +194,16 @@ async def test_no_free_connection_is_unavailable(postgres: PostgresSettings) -> 
         await holding.__aexit__(None, None, None)
 
 
+async def test_a_server_that_takes_no_writes_is_unavailable(database: Database, tenant: str) -> None:
+    async def write() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(text("SET TRANSACTION READ ONLY"))
+            await connection.execute(ADD, {"tenant": tenant, "id": 1})
+
+    with pytest.raises(StorageUnavailableError, match="25006"):
+        await write()
+
+
 async def test_a_lost_connection_is_unavailable_and_the_next_transaction_works(database: Database, admin_url: SecretStr) -> None:
     async def work() -> None:
         async with database.transaction() as connection:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from tessera.contracts.errors import InvalidError
 from tessera.resilience import Breaker
 from tessera.storage import connections
-from tessera.storage.errors import StorageUnavailableError, translated
+from tessera.storage.errors import READ_ONLY, StorageUnavailableError, sqlstate, translated
 from tessera.storage.ping import ping_before_use
 from tessera.storage.settings import PostgresSettings, Role
 
@@ -102,7 +102,7 @@ class Database:
                     yield connection
             except Exception as error:
                 known = translated(error)
-                if known is None:
+                if known is None or (sqlstate(error) == READ_ONLY and "postgresql_readonly" in options):
                     raise
                 raise known from error
             finally:

@@ -44,8 +44,11 @@ class ObjectNotFoundError(InvalidError):
 
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 _TIMEOUTS = frozenset({"57014", "25P03", "25P04"})
-# Class 08 is the connection itself; the rest say that the server starts, ends, is full or refuses the log-in.
-_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "53400", "28P01", "28000", "3D000"})
+READ_ONLY = "25006"
+"""Where the transaction itself is not read-only: the server takes no writes, as a standby does after a failover."""
+# Class 08 is the connection itself; the rest say that the server starts, ends, is full, cannot write to its disk,
+# takes no writes, or refuses the log-in.
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "53400", "53100", "58030", READ_ONLY, "28P01", "28000", "3D000"})
 
 
 def translated(error: Exception) -> RetryableError | None:
