@@ -21,7 +21,7 @@ from tessera.testkit import eventually_blocking
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 TYPE = b"tessera.message.published.v1"
-TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACE = "0af7651916cd43dd8448eb211c80319c"  # pragma: allowlist secret - the example of W3C Trace Context
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from tessera.bus.service import Runtime, run_service
+from tessera.encodings import encoding
 from tessera.generator import consumers
 from tessera.generator.adapters.chunk_sink import BusChunkSink
 from tessera.generator.adapters.local_engines import NgramEngine, QuoteEngine
@@ -25,9 +27,10 @@ def main() -> None:
 
 
 async def build(runtime: Runtime[GeneratorSettings]) -> None:
-    """Puts the generator together."""
+    """Loads the encodings of its models before the first generation, so that none waits for them, and puts the generator together."""
     settings, bus, database = runtime.settings, runtime.bus, runtime.database
     models = settings.catalogue()
+    await asyncio.gather(*(asyncio.to_thread(encoding, name) for name in models.encodings))
     policy = settings.worker_policy()
     signals = Signals()
     store = PostgresJobStore(database, bus)

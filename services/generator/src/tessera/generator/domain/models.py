@@ -68,6 +68,11 @@ class ModelCatalogue:
         """Every model."""
         return tuple(self._models.values())
 
+    @property
+    def encodings(self) -> frozenset[str]:
+        """The names of the encodings that their tokens are counted in."""
+        return frozenset(model.reference.encoding for model in self._models.values())
+
     def find(self, model_id: str) -> OfferedModel | None:
         """The model, or None where nobody offers it."""
         return self._models.get(model_id)
