@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -27,7 +26,6 @@ from tessera.contracts.events import (
     TokenizationRequested,
 )
 from tessera.encodings import PromptMessage, count_prompt, encoding
-from tessera.local.ports import free_ports
 from tessera.local.processes import run_apart
 from tessera.storage import Database
 from tessera.testkit.databases import PostgresDatabase
@@ -36,6 +34,7 @@ from tessera.testkit.plugin import ServiceFactory
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
 from tessera.testkit.waiting import eventually
+from tessera.testkit.wire import Wire as Cable
 from tessera.tokenizer.adapters.postgres import PostgresVocabulary
 
 pytestmark = pytest.mark.integration
@@ -107,45 +106,13 @@ def service(wire: Wire, postgres: PostgresDatabase) -> Iterator[ServiceProcess]:
         process.stop()
 
 
-@dataclass
-class Cable:
-    """The way to Postgres, which a test plugs in and pulls out."""
-
-    port: int
-    target_port: int
-    _server: asyncio.Server | None = None
-    _ends: list[asyncio.StreamWriter] = field(default_factory=list)
-
-    async def plug_in(self) -> None:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
-
-    async def pull_out(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for end in self._ends:
-            end.transport.abort()
-        self._ends.clear()
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        self._ends += [writer, far_writer]
-        await asyncio.gather(_copied(reader, far_writer), _copied(far_reader, writer))
-
-
-async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
-
-
 @pytest.fixture
-async def cable(postgres: PostgresDatabase) -> AsyncIterator[Cable]:
-    """Pulled out at first."""
-    cable = Cable(free_ports(("postgres",))["postgres"], postgres.settings("tokenizer").port)
+def cable(postgres: PostgresDatabase) -> Iterator[Cable]:
+    """The way to Postgres, cut at first."""
+    cable = Cable(postgres.settings("tokenizer").port)
+    cable.cut()
     yield cable
-    await cable.pull_out()
+    cable.cut()
 
 
 @pytest.fixture
@@ -291,13 +258,13 @@ async def becomes(service: ServiceProcess, expected: tuple[int, str, str]) -> No
 
 async def test_postgres_lost_and_found(cabled_service: ServiceProcess, own_wire: Wire, cable: Cable, tenant: str) -> None:
     """The breaker opens, a recorded memory waits; when Postgres is back, the same process learns it and is ready again."""
-    await cable.plug_in()
+    cable.mend()
     await becomes(cabled_service, (200, "ready", "closed"))
-    await cable.pull_out()
+    cable.cut()
     waiting = await own_wire.send("memory.recorded", memory(TEXT), tenant)
     await becomes(cabled_service, (200, "degraded", "open"))
     assert await encoded_or_problem(own_wire, tenant) == "dependency_unavailable"
-    await cable.plug_in()
+    cable.mend()
     [event] = await own_wire.answer("text.tokenized", waiting)
     assert encoding("o200k_base").decode(event.data["tokens"]) == TEXT
     await becomes(cabled_service, (200, "ready", "closed"))

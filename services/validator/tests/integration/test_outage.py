@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from tessera.testkit.plugin import ServiceFactory
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.waiting import eventually
+from tessera.testkit.wire import Wire
 
 pytestmark = pytest.mark.integration
 
@@ -23,56 +22,20 @@ def world(make_world: Any) -> Any:
     return make_world()
 
 
-@dataclass
-class Link:
-    """A TCP link to Postgres that can be cut: open connections end, new ones are refused."""
-
-    host: str
-    port: int
-    server: asyncio.Server | None = None
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)
-    listening_port: int = 0
-
-    async def mend(self) -> None:
-        self.server = await asyncio.start_server(self._carry, "127.0.0.1", self.listening_port)
-        self.listening_port = self.server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        assert self.server is not None
-        self.server.close()
-        for writer in self.writers:
-            writer.transport.abort()
-        self.writers.clear()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        other_reader, other_writer = await asyncio.open_connection(self.host, self.port)
-        self.writers += [writer, other_writer]
-        await asyncio.gather(_copy(reader, other_writer), _copy(other_reader, writer))
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
 @pytest.fixture
-async def link(world: Any) -> AsyncIterator[Link]:
-    settings = world.database.settings("validator")
-    link = Link(settings.host, settings.port)
-    await link.mend()
+def link(world: Any) -> Iterator[Wire]:
+    """The way to Postgres."""
+    link = Wire(world.database.settings("validator").port)
     yield link
-    await link.cut()
+    link.cut()
 
 
 def status(service: ServiceProcess) -> int:
     return service.get_admin("/health/ready")[0]
 
 
-async def start(service_process: ServiceFactory, world: Any, link: Link) -> ServiceProcess:
-    address = {"TESSERA_VALIDATOR__POSTGRES__HOST": "127.0.0.1", "TESSERA_VALIDATOR__POSTGRES__PORT": str(link.listening_port)}
+async def start(service_process: ServiceFactory, world: Any, link: Wire) -> ServiceProcess:
+    address = {"TESSERA_VALIDATOR__POSTGRES__HOST": "127.0.0.1", "TESSERA_VALIDATOR__POSTGRES__PORT": str(link.port)}
     return await asyncio.to_thread(
         service_process,
         "validator",
@@ -83,24 +46,24 @@ async def start(service_process: ServiceFactory, world: Any, link: Link) -> Serv
 
 
 async def test_without_postgres_it_is_not_ready_and_goes_on_once_it_is_back(
-    service_process: ServiceFactory, world: Any, wire: Any, wine: Any, link: Link
+    service_process: ServiceFactory, world: Any, wire: Any, wine: Any, link: Wire
 ) -> None:
     service = await start(service_process, world, link)
     candidate = await wire.store(wine[0])
-    await link.cut()
+    link.cut()
     await wire.send(wire.request("v", candidate, None), "v")
 
     async def not_ready() -> bool:
         return await asyncio.to_thread(status, service) == 503
 
     await eventually(not_ready)
-    await link.mend()
+    link.mend()
     await wire.completed.of_type("tessera.validation.completed.v1")
     assert (await wire.ended("v")).report.verdict == "review"
 
 
 async def test_without_the_object_store_it_stays_ready_and_validations_wait(
-    service_process: ServiceFactory, world: Any, wire: Any, wine: Any, link: Link
+    service_process: ServiceFactory, world: Any, wire: Any, wine: Any, link: Wire
 ) -> None:
     service = await start(service_process, world, link)
     candidate = await wire.store(wine[0])

@@ -5,6 +5,7 @@ from tessera.testkit.events import CloudEvent, CloudEventProducer, CloudEventRea
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
 from tessera.testkit.waiting import eventually, eventually_blocking
+from tessera.testkit.wire import Wire
 
 __all__ = [
     "CloudEvent",
@@ -13,6 +14,7 @@ __all__ = [
     "PostgresDatabase",
     "ServiceProcess",
     "Stack",
+    "Wire",
     "Written",
     "create_topics",
     "eventually",
