@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera.bus import codec
 from tessera.bus.codec import Envelope, decode, encode, is_tenant_id, tenant_of
 from tessera.bus.outbox import pack_headers, unpack_headers
-from tessera.contracts.catalogue import TOPICS, catalogued
+from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import TOPICS, Topic, catalogued
 from tessera.contracts.errors import InvalidError
 from tessera.contracts.events import MessagePublished, RecallRequested, TenantChanged
 from tessera.contracts.ids import identity_digest
+from tessera.contracts.upcasting import Upcasters
 
 
 @dataclass
@@ -164,3 +167,40 @@ def test_an_event_above_the_limit_is_not_encoded() -> None:
     with pytest.raises(InvalidError) as caught:
         encode(data, Envelope(id="1", source="/s", tenant_id="acme"))
     assert caught.value.code == "event_too_large"
+
+
+class NoteTaken(EventData):
+    """The second version of an event whose first is still in the log."""
+
+    event_type: ClassVar[str] = "tessera.note.taken.v2"
+    words: tuple[str, ...]
+
+
+NOTES = Topic(name="notes", description="Planted.", event_types=(NoteTaken,), key="note", producers=(), consumers=())
+
+
+def _note(version: int, data: bytes) -> FakeRecord:
+    return Raw(data, {"type": f"tessera.note.taken.v{version}".encode()}).record()
+
+
+@pytest.fixture
+def lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = Upcasters()
+    planted.step("tessera.note.taken.v1")(lambda data: {"words": str(data["note"]).split()})
+    monkeypatch.setattr(codec, "UPCASTERS", planted)
+
+
+@pytest.mark.usefixtures("lifted")
+def test_a_former_version_reaches_handlers_as_the_newest() -> None:
+    event = decode(_note(1, b'{"note": "a b"}'), NOTES, "memory.recorded")
+    assert (event.type, event.data) == ("tessera.note.taken.v2", NoteTaken(words=("a", "b")))
+
+
+@pytest.mark.usefixtures("lifted")
+@pytest.mark.parametrize(
+    ("version", "value", "code"), [(1, b"{", "data_malformed"), (1, b"{}", "data_invalid"), (3, b"{}", "event_type_unknown")]
+)
+def test_what_cannot_be_lifted_is_refused_never_guessed(version: int, value: bytes, code: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        decode(_note(version, value), NOTES, "memory.recorded")
+    assert refused.value.code == code

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from tessera.bus.events import Received
 from tessera.bus.records import Record
@@ -20,6 +21,7 @@ from tessera.contracts.base import MAXIMUM_EVENT_BYTES, EventData
 from tessera.contracts.catalogue import Topic, tenant_of_topic
 from tessera.contracts.errors import InvalidError
 from tessera.contracts.ids import identity_digest
+from tessera.contracts.upcasting import UPCASTERS
 
 Headers = Sequence[tuple[str, bytes]]
 D = TypeVar("D", bound=EventData)
@@ -110,10 +112,10 @@ def decode(record: Record, topic: Topic, name: str) -> Received[EventData]:
     tenant_id = tenant_of(attributes, name)
     identifier, source = _required(attributes, "id"), _required(attributes, "source")
     return Received(
-        data=_data(record.value, event_class, closed=topic.name == INGESTION),
+        data=_data(record.value, event_class, written_as=attributes["type"], closed=topic.name == INGESTION),
         id=identifier,
         source=source,
-        type=attributes["type"],
+        type=event_class.event_type,
         time=_moment(attributes, "time") or datetime.fromtimestamp(record.timestamp / 1000, UTC),
         tenant_id=tenant_id,
         subject_id=_optional(attributes, "subjectid"),
@@ -169,6 +171,8 @@ def _event_class(attributes: Mapping[str, str], topic: Topic, headers: Headers) 
     wanted = _required(attributes, "type")
     found = next((event for event in topic.event_types if event.event_type == wanted), None)
     if found is None:
+        found = next((event for event in topic.event_types if UPCASTERS.reaches(wanted, event)), None)
+    if found is None:
         known = ", ".join(event.event_type for event in topic.event_types)
         raise InvalidError("event_type_unknown", f"The topic carries {known}; not the type that the event names.", "type")
     return found
@@ -219,13 +223,17 @@ def _sequence(attributes: Mapping[str, str]) -> int | None:
     return int(value)
 
 
-def _data(value: bytes | None, event_class: type[D], *, closed: bool) -> D:
+def _data(value: bytes | None, event_class: type[D], *, written_as: str, closed: bool) -> D:
     if not value:
         raise InvalidError("data_malformed", "The event has no data.")
     try:
+        if written_as != event_class.event_type:
+            value = json.dumps(UPCASTERS.lifted(written_as, from_json(value), event_class)).encode()
         return event_class.model_validate_json(value, extra="forbid" if closed else "ignore")
     except ValidationError as error:
         raise _as_invalid(error, loose_data(value)) from None
+    except ValueError as error:
+        raise InvalidError("data_malformed", f"The data is no JSON: {error}.") from None
 
 
 def _as_invalid(error: ValidationError, data: Any) -> InvalidError:

@@ -23,6 +23,8 @@ from pydantic import ValidationError
 from tessera.contracts.base import EventData, event_version
 from tessera.contracts.catalogue import EVENT_TYPES
 from tessera.contracts.compatibility import Schema, incompatibilities, opened_schema
+from tessera.contracts.errors import InvalidError
+from tessera.contracts.upcasting import UPCASTERS, Upcasters
 
 Lock = dict[str, str]
 
@@ -74,6 +76,16 @@ class SchemaStore:
         paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
         return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
+    def former_examples(self, event: type[EventData]) -> dict[str, dict[str, Any]]:
+        """The examples of every committed version before the class's, by type; empty where a version has none."""
+        name = event.event_type.rsplit(".v", 1)[0]
+        versions = (int(folder.name[1:]) for folder in self._folder("schemas", event).parent.glob("v*"))
+        found: dict[str, dict[str, Any]] = {}
+        for version in sorted(version for version in versions if version < event_version(event)):
+            paths = sorted((self._folder("examples", event).parent / f"v{version}").glob("*.json"))
+            found[f"{name}.v{version}"] = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+        return found
+
     def write(self) -> list[Path]:
         """Write a new revision for every class that differs from its newest one, and lock all files."""
         written = []
@@ -120,6 +132,7 @@ def problems(store: SchemaStore, *, with_history: bool = True) -> list[str]:
             found.extend(_lock_problems(store.hashes(), lock, "an earlier commit's lock"))
     for event in EVENT_TYPES.values():
         found.extend(_event_problems(store, event))
+        found.extend(lifting_problems(store, event, UPCASTERS))
     return sorted(set(found))
 
 
@@ -165,6 +178,21 @@ def _example_problems(event: type[EventData], name: str, example: Any) -> Iterat
     except ValidationError as error:
         first = error.errors()[0]
         yield f"{event.event_type}: example {name} does not validate: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def lifting_problems(store: SchemaStore, event: type[EventData], upcasters: Upcasters) -> Iterator[str]:
+    """What keeps an event of a former version from being read as the newest, one sentence each."""
+    for former, examples in store.former_examples(event).items():
+        if not upcasters.reaches(former, event):
+            yield f"{former}: no upcaster leads to {event.event_type}, so what the log holds of it could not be read"
+            continue
+        if not examples:
+            yield f"{former}: has no example, so its upcaster is not tried"
+        for name, example in examples.items():
+            try:
+                event.model_validate(upcasters.lifted(former, example["data"], event), extra="forbid")
+            except (InvalidError, ValidationError) as error:
+                yield f"{former}: example {name} is no {event.event_type} after its upcasters: {error}"
 
 
 def _load_revision(path: Path) -> Revision:
