@@ -15,7 +15,7 @@ from tessera.bus import Origin
 from tessera.contracts.errors import Problem, RetryableError
 from tessera.contracts.events import DatasetReference, ValidationReport
 from tessera.resilience import Breaker, RetryPolicy
-from tessera.storage import ObjectStore, ObjectStoreSettings, StorageUnavailableError
+from tessera.storage import ObjectStore, ObjectStoreSettings
 from tessera.testkit.waiting import eventually
 from tessera.validator.adapters.datasets import DuckDbReader, ReadingLimits
 from tessera.validator.ports import Job, Lease, LeaseLostError
@@ -93,14 +93,14 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> Bench:
     folder = tmp_path / "objects"
-    objects = ObjectStore(ObjectStoreSettings(url=folder.as_uri()))
+    objects = ObjectStore(ObjectStoreSettings(url=folder.as_uri(), breaker_failure_threshold=2, breaker_reset_seconds=1))
     digest = hashlib.sha256(DATA.encode()).hexdigest()
     key = f"datasets/t/{digest}.csv"
     await objects.put(key, DATA.encode())
     dataset = DatasetReference(dataset_id="d", object_key=key, format="csv", size_bytes=len(DATA), sha256=digest)
     jobs = FakeJobs(Job("t", "v", dataset, None, Origin("t", "parent")))
-    breaker = Breaker("objects", failures=(StorageUnavailableError,), failure_threshold=2, reset_after=timedelta(seconds=1))
-    return Bench(folder, jobs, breaker, ValidationWorker(jobs, DuckDbReader(objects, ReadingLimits()), breaker, PACING))
+    worker = ValidationWorker(jobs, DuckDbReader(objects, ReadingLimits()), objects.breaker, PACING)
+    return Bench(folder, jobs, objects.breaker, worker)
 
 
 async def test_a_candidate_alone_is_reviewed(bench: Bench) -> None:

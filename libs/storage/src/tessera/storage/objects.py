@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from tessera.contracts.errors import InvalidError
+from tessera.resilience import Breaker
 from tessera.storage.errors import ObjectNotFoundError, StorageUnavailableError
 from tessera.storage.settings import ObjectStoreSettings
 
@@ -37,8 +39,8 @@ class ObjectStat:
 class ObjectStore:
     """Objects under keys like `archive/2026/11/x.jsonl`: segments of letters, digits and `._=@+-`, parted by `/`, never `.` or `..`.
 
-    Every method does its blocking work in a thread and raises InvalidError `invalid_object_key` for another key, ObjectNotFoundError where
-    nothing is stored, StorageUnavailableError when the store fails.
+    Every method does its blocking work in a thread, under `breaker`, and raises InvalidError `invalid_object_key` for another key,
+    ObjectNotFoundError where nothing is stored, StorageUnavailableError when the store fails, CircuitOpenError when nothing was tried.
     """
 
     def __init__(self, settings: ObjectStoreSettings) -> None:
@@ -46,6 +48,12 @@ class ObjectStore:
         found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(settings.url, **options)
         self._files, self._root = found
         self._local = "file" in _protocols(self._files)
+        self.breaker = Breaker(
+            "objects",
+            failure_threshold=settings.breaker_failure_threshold,
+            reset_after=timedelta(seconds=settings.breaker_reset_seconds),
+            failures=(StorageUnavailableError,),
+        )
 
     async def put(self, key: str, data: bytes | BinaryIO) -> int:
         """Stores `data` (a file is read from where it stands) and returns its size; replaces what was there at once, never half."""
@@ -81,10 +89,14 @@ class ObjectStore:
         return await self._run(self._listed, prefix)
 
     async def check(self) -> None:
-        """Returns when the store answers; raises StorageUnavailableError when not."""
+        """Returns when the store answers, raises as everything else when not. Half open, it is the breaker's probe."""
         await self._run(self._reachable, "")
 
     async def _run(self, function: Callable[Concatenate[str, P], R], key: str, *more: P.args, **named: P.kwargs) -> R:
+        async with self.breaker.guard():
+            return await self._attempt(function, key, *more, **named)
+
+    async def _attempt(self, function: Callable[Concatenate[str, P], R], key: str, *more: P.args, **named: P.kwargs) -> R:
         try:
             return await asyncio.to_thread(function, key, *more, **named)
         except FileNotFoundError as error:

@@ -145,6 +145,8 @@ class ObjectStoreSettings(BaseModel):
     url: str = Field(default_factory=_objects_folder)
     options: dict[str, SecretStr] = Field(default_factory=dict)
     """Passed to the fsspec file system as they are, e.g. key, secret, endpoint_url."""
+    breaker_failure_threshold: int = Field(default=5, ge=1)
+    breaker_reset_seconds: float = Field(default=5.0, gt=0)
 
 
 def postgres_settings(service: str, environment: Mapping[str, str] = os.environ) -> PostgresSettings:

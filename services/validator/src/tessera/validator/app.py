@@ -6,8 +6,7 @@ from datetime import timedelta
 
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
-from tessera.resilience import Breaker
-from tessera.storage import ObjectStore, StorageUnavailableError
+from tessera.storage import ObjectStore
 from tessera.validator import consumers
 from tessera.validator.adapters.datasets import DuckDbReader, ReadingLimits
 from tessera.validator.adapters.postgres import PostgresUnit, PostgresValidationJobs
@@ -21,10 +20,9 @@ async def build(runtime: Runtime[ValidatorSettings]) -> None:
         raise FatalError("the validator needs Postgres")
     settings = runtime.settings.validations
     objects = ObjectStore(runtime.settings.objects)
-    breaker = Breaker("objects", failures=(StorageUnavailableError,), reset_after=timedelta(seconds=5))
-    runtime.add_dependency("objects", required=False, check=objects.check, breaker=breaker)
+    runtime.add_dependency("objects", required=False, check=objects.check, breaker=objects.breaker)
     jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease)
-    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), breaker, _pacing(settings))
+    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), objects.breaker, _pacing(settings))
     runtime.add_worker("validations", worker.run)
     consumers.register(runtime.bus, PostgresUnit)
 

@@ -100,7 +100,7 @@ class ValidationWorker:
     async def _judged(self, job: Job) -> ValidationReport:
         _check_owner(job)
         datasets = [job.candidate] if job.reference is None else [job.candidate, job.reference]
-        async with self._objects.guard(), self._reader.loading(datasets) as loaded:
+        async with self._reader.loading(datasets) as loaded:
             if isinstance(loaded, LoadedCandidate):
                 return judge_alone(loaded.rows, loaded.columns)
         with span("validator.judge"):
