@@ -101,7 +101,8 @@ capabilities: {drop: [ALL]}
 {{- $_ := required "existingSecret is required: see the comment in values.yaml for its keys" .Values.existingSecret -}}
 {{- if and .Values.kafka.ownPrincipals (not (hasPrefix "SASL" .Values.kafka.securityProtocol)) }}{{ fail "kafka.ownPrincipals needs a securityProtocol with SASL; with client certificates use tlsClientSecretPrefix" }}{{ end -}}
 {{- if and (or .Values.kafka.tlsCaSecret .Values.kafka.tlsClientSecretPrefix) (not (hasSuffix "SSL" .Values.kafka.securityProtocol)) }}{{ fail "kafka.tlsCaSecret and tlsClientSecretPrefix need securityProtocol SSL or SASL_SSL" }}{{ end -}}
-{{- if le (int .Values.terminationGracePeriodSeconds) (int .Values.drainSeconds) }}{{ fail "terminationGracePeriodSeconds must exceed drainSeconds" }}{{ end -}}
+{{- if lt (int .Values.terminationGracePeriodSeconds) (add (int .Values.drainSeconds) 4) }}{{ fail "terminationGracePeriodSeconds must exceed drainSeconds by at least 4: Kafka's rebalance time-out lies between them" }}{{ end -}}
+{{- range $name, $service := .Values.services }}{{ if and (ne $name "gateway") (gt (int $service.replicas) 12) }}{{ fail (printf "services.%s.replicas must not exceed 12, the partitions of keyed topics: further replicas would only stand by" $name) }}{{ end }}{{ end -}}
 {{- end }}
 
 {{- define "tessera.setupStep" -}}

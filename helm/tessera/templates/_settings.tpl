@@ -1,6 +1,8 @@
 {{- define "tessera.settings" -}}
 TESSERA__PROFILE: {{ .Values.profile | quote }}
 TESSERA__DRAIN_SECONDS: {{ .Values.drainSeconds | quote }}
+TESSERA__KAFKA__REBALANCE_TIMEOUT_SECONDS: {{ div (add (int .Values.drainSeconds) (int .Values.terminationGracePeriodSeconds)) 2 | quote }}
+TESSERA__TERMINATION_GRACE_SECONDS: {{ .Values.terminationGracePeriodSeconds | quote }}
 TESSERA__ADMIN_HOST: "0.0.0.0"
 TESSERA__ADMIN_PORT: "9000"
 TESSERA__KAFKA__BOOTSTRAP_SERVERS: {{ .Values.kafka.bootstrapServers | quote }}

@@ -1,7 +1,7 @@
 """A database with delivery tables and one table of effects, and topics under a prefix of their own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +142,12 @@ def ground(stack: Stack) -> Iterator[Ground]:
     asyncio.run(prepare())
     yield Ground(postgres, kafka, stack.database_url.rpartition("/")[0] + f"/{postgres.database}")
     asyncio.run(remove())
+
+
+@pytest.fixture
+def make_topics() -> Callable[[KafkaSettings], Awaitable[None]]:
+    """Makes the service's topics on another broker."""
+    return _make_topics
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def new_bus(ground: Any, probe: ModuleType, database: Database) -> Callable[...,
     """Makes a bus; the caller starts and stops it."""
 
     def make(instance: str = "one", register: Callable[[Bus], None] | None = None, **options: Any) -> RunningBus:
-        settings = probe.ProbeSettings(instance=instance, kafka=ground.kafka, postgres=ground.postgres, **options)
+        settings = probe.ProbeSettings(**{"instance": instance, "kafka": ground.kafka, "postgres": ground.postgres, **options})
         fatal: list[FatalError] = []
         bus = Bus(settings, database, on_fatal=fatal.append)
         (register or probe.register)(bus)

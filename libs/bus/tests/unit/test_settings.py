@@ -65,6 +65,8 @@ def test_wrong_settings_end_the_process_with_2(monkeypatch: pytest.MonkeyPatch, 
     [
         ("TESSERA_MEMORY__CRASH_POINT", "consumed_before_commit", "only for the profile test"),
         ("TESSERA_MEMORY__DRAIN_SECONDS", "60", "must be below kafka.rebalance_timeout_seconds"),
+        ("TESSERA_MEMORY__KAFKA__REBALANCE_TIMEOUT_SECONDS", "45", "must be below termination_grace_seconds"),
+        ("TESSERA_MEMORY__TERMINATION_GRACE_SECONDS", "30", "must be below termination_grace_seconds"),
         ("TESSERA_MEMORY__KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "sasl_username and sasl_password are needed"),
         ("TESSERA_MEMORY__KAFKA__SASL_USERNAME", "u", "have no effect with PLAINTEXT"),
         ("TESSERA_MEMORY__KAFKA__TLS__KEY_PASSWORD", "p", "belong to a certificate_file"),

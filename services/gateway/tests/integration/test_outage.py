@@ -1,11 +1,10 @@
-"""What a running gateway's users see while Postgres or Kafka is gone, and afterwards (the table in README.md)."""
+"""What a gateway's users see while something that it needs is gone, and afterwards (the table in README.md)."""
 
 import asyncio
-import socket
-import threading
+import json
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +13,16 @@ import pytest
 
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.topics import ensure_all
+from tessera.contracts.events import ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
-from tessera.testkit import ServiceProcess, Stack, eventually_blocking, new_database
+from tessera.testkit import CloudEventProducer, ServiceProcess, Stack, Wire, eventually_blocking, new_database
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-PATIENCE = 45.0
+PATIENCE = 120.0
 ITEM = {"type": "message", "conversation_id": "c", "role": "user", "content": "x"}
-
-
-@dataclass
-class Wire:
-    """A TCP wire to a server that can be cut and mended."""
-
-    target: tuple[str, int]
-    port: int
-    _open: list[socket.socket] = field(default_factory=list)
-    _listener: socket.socket | None = None
-
-    def mend(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        listener, self._listener = self._listener, None
-        for end in [*([listener] if listener else []), *self._open]:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._open.clear()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(self.target)
-                self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    for end in (source, sink):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)
@@ -73,46 +33,91 @@ class Exposed:
     key: str
     kafka: Kafka
     wire: Wire
+    folder: Path
+    """Holds the folders of the object store and of the spool."""
 
     def request(self, method: str, path: str, key: str | None = None, **options: Any) -> httpx.Response:
         return httpx.request(method, self.process.url + path, headers={"authorization": f"Bearer {key or self.key}"}, timeout=40, **options)
 
-    def ready(self) -> dict[str, Any] | None:
-        response = httpx.get(f"{self.process.admin_url}/health/ready", timeout=10)
-        return {name: entry["status"] for name, entry in response.json()["dependencies"].items()}
+    def health(self) -> dict[str, Any]:
+        answer: dict[str, Any] = httpx.get(f"{self.process.admin_url}/health/ready", timeout=10).json()
+        return answer
 
-    def breaker(self) -> float:
-        """What the metrics say about the breaker of publishing."""
+    def ready(self) -> dict[str, str]:
+        return {name: entry["status"] for name, entry in self.health()["dependencies"].items()}
+
+    def breaker(self, dependency: str = "publishing") -> float:
+        """What the metrics say about a breaker."""
         told = httpx.get(f"{self.process.admin_url}/metrics", timeout=10).text
-        (line,) = [line for line in told.splitlines() if line.startswith('tessera_breaker_open{dependency="publishing"}')]
+        (line,) = [line for line in told.splitlines() if line.startswith(f'tessera_breaker_open{{dependency="{dependency}"}}')]
         return float(line.rpartition(" ")[2])
+
+    def remember(self, content: str = "x") -> httpx.Response:
+        return self.request("POST", "/v1/memories", json={**ITEM, "content": content})
+
+    def start_kafka(self) -> None:
+        """May be called while it runs."""
+        if self.kafka.pid is None:
+            self.kafka.start()
+        self.kafka.wait_ready()
+
+    def serves(self) -> None:
+        """Waits until it is as it was before any outage."""
+        eventually_blocking(lambda: self.remember().json().get("status") == "accepted", PATIENCE)
+        eventually_blocking(lambda: self.health()["status"] == "ready", PATIENCE)
+
+    @contextmanager
+    def restarted(self, **environment: str) -> Iterator[None]:
+        """Inside, the gateway was started with these variables while Kafka was away; afterwards it is as before, and so is Kafka."""
+        self.process.stop()
+        self.kafka.kill()
+        self.process.override(**environment)
+        try:
+            self.process.start()
+            eventually_blocking(self.live, PATIENCE)
+            yield
+        finally:
+            self.start_kafka()
+            self.process.stop()
+            self.process.override(**dict.fromkeys(environment, ""))
+            self.process.start()
+            self.process.wait_ready()
+
+    def live(self) -> bool:
+        """Whether it is there at all."""
+        try:
+            return httpx.get(f"{self.process.admin_url}/health/live", timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 @pytest.fixture(scope="module")
 def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
-    ports = free_ports(("broker", "controller", "wire"))
-    folder: Path = tmp_path_factory.mktemp("kafka")
-    kafka = Kafka(folder, ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
+    ports = free_ports(("broker", "controller"))
+    folder: Path = tmp_path_factory.mktemp("exposed")
+    kafka = Kafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
     database = new_database(stack, ["gateway"])
-    settings = database.settings("gateway")
-    wire = Wire((settings.host, settings.port), ports["wire"])
+    wire = Wire(database.settings("gateway").port)
     key = keys.generate("test").reveal()
     environment = {
         "TESSERA_GATEWAY__BOOTSTRAP_KEY": key,
         "TESSERA__KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "TESSERA_GATEWAY__PUBLISH_TIMEOUT_SECONDS": "2",
+        "TESSERA_GATEWAY__QUESTION_TIMEOUT_SECONDS": "2",
+        "TESSERA_GATEWAY__GENERATION_TIMEOUT_SECONDS": "6",
+        "TESSERA__OBJECTS__URL": (folder / "objects").as_uri(),
+        "TESSERA__OBJECTS__BREAKER_RESET_SECONDS": "1",
         "TESSERA_GATEWAY__POSTGRES__PORT": str(wire.port),
         "TESSERA__POSTGRES__PORT": str(wire.port),
     }
     process = ServiceProcess("gateway", stack, database, "", environment)
     try:
         kafka.start()
-        wire.mend()
         kafka.wait_ready()
         asyncio.run(ensure_all(KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, keyed_partitions=4), tenants=["default"]))
         process.start()
         process.wait_ready()
-        yield Exposed(process, key, kafka, wire)
+        yield Exposed(process, key, kafka, wire, folder)
     finally:
         process.stop()
         wire.cut()
@@ -129,10 +134,10 @@ def test_without_postgres_known_keys_go_on_a_while_and_the_rest_is_503(exposed: 
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "dependency_unavailable")
     assert unknown.headers["retry-after"]
     eventually_blocking(lambda: exposed.request("GET", "/v1/models").status_code == 503, PATIENCE)
-    eventually_blocking(lambda: (exposed.ready() or {}).get("postgres") == "down", PATIENCE)
+    eventually_blocking(lambda: exposed.ready().get("postgres") == "down" and exposed.breaker("postgres") == 1.0, PATIENCE)
     exposed.wire.mend()
     eventually_blocking(lambda: exposed.request("GET", "/v1/tenants").status_code == 200, PATIENCE)
-    eventually_blocking(lambda: (exposed.ready() or {}).get("postgres") == "up", PATIENCE)
+    eventually_blocking(lambda: exposed.ready().get("postgres") == "up" and exposed.breaker("postgres") == 0.0, PATIENCE)
 
 
 def test_without_kafka_nothing_is_accepted_and_afterwards_all_goes_on(exposed: Exposed) -> None:
@@ -147,12 +152,111 @@ def test_without_kafka_nothing_is_accepted_and_afterwards_all_goes_on(exposed: E
     at_once = exposed.request("POST", "/v1/memories", json=ITEM)
     assert (at_once.status_code, at_once.elapsed.total_seconds() < 2) == (503, True)
     assert "Nothing was done" in at_once.json()["error"]["message"]
-    eventually_blocking(lambda: (exposed.ready() or {}).get("publishing") == "down" and exposed.breaker() == 1.0, PATIENCE)
+    eventually_blocking(lambda: exposed.ready().get("publishing") == "down" and exposed.breaker() == 1.0, PATIENCE)
     letters = exposed.request("GET", "/v1/dead-letters")
     assert (letters.status_code, letters.json()["error"]["code"]) == (503, "dependency_unavailable")
     assert exposed.request("GET", "/v1/tenants").status_code == 200
     exposed.kafka.start()
     exposed.kafka.wait_ready()
     eventually_blocking(lambda: exposed.request("POST", "/v1/memories", json=ITEM).status_code == 202, PATIENCE)
-    eventually_blocking(lambda: exposed.ready() is not None and exposed.breaker() == 0.0, PATIENCE)
+    eventually_blocking(lambda: exposed.breaker() == 0.0, PATIENCE)
     assert exposed.request("GET", "/v1/dead-letters").status_code == 200
+    exposed.serves()
+
+
+def test_a_stream_that_kafka_leaves_ends_with_an_error_event(exposed: Exposed) -> None:
+    asyncio.run(_declare(exposed.kafka))
+    eventually_blocking(lambda: exposed.request("GET", "/v1/models/silent/chat").status_code == 200, PATIENCE)
+    body = {"model": "silent/chat", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    headers = {"authorization": f"Bearer {exposed.key}"}
+    with httpx.stream("POST", f"{exposed.process.url}/v1/chat/completions", json=body, headers=headers, timeout=40) as answer:
+        assert answer.status_code == 200
+        exposed.kafka.kill()
+        try:
+            told = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
+        finally:
+            exposed.start_kafka()
+    assert json.loads(told[-1])["error"]["code"] == "timed_out"
+    exposed.serves()
+
+
+async def _declare(kafka: Kafka) -> None:
+    """A model that nobody runs."""
+    model = ModelReference(
+        model_id="silent/chat", provider="none", capability="chat", encoding="o200k_base", template="openai-chat", exact=True
+    )
+    declared = ModelDeclared(model=model, description="Says nothing.", owned_by="tests")
+    await CloudEventProducer(kafka.bootstrap_servers).publish("model.declared", declared, key=b"silent/chat", tenantid="platform")
+
+
+def test_a_service_that_does_not_answer_is_a_504(exposed: Exposed) -> None:
+    silence = exposed.request("POST", "/v1/memories/search", json={"query": "x"})
+    assert (silence.status_code, silence.json()["error"]["code"]) == (504, "timed_out")
+
+
+def test_without_the_object_store_uploads_are_503_and_the_rest_goes_on(exposed: Exposed) -> None:
+    file = {"file": ("d.csv", b"a,b\n1,2\n", "text/csv")}
+    assert exposed.request("POST", "/v1/datasets", files=file).status_code == 201
+    store, away = exposed.folder / "objects", exposed.folder / "objects-away"
+    store.rename(away)
+    store.write_text("a file where a folder was")
+    try:
+        for _ in range(6):
+            refused = exposed.request("POST", "/v1/datasets", files={"file": ("d.csv", b"a,b\n3,4\n", "text/csv")})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "dependency_unavailable")
+            assert refused.headers["retry-after"]
+        eventually_blocking(lambda: exposed.ready()["objects"] == "down" and exposed.breaker("objects") > 0, PATIENCE)
+        assert exposed.health()["status"] == "degraded"
+        assert exposed.remember().status_code == 202
+    finally:
+        store.unlink()
+        away.rename(store)
+    eventually_blocking(lambda: exposed.request("POST", "/v1/datasets", files=file).status_code == 201, PATIENCE)
+    eventually_blocking(lambda: exposed.ready()["objects"] == "up" and exposed.breaker("objects") == 0.0, PATIENCE)
+
+
+def test_started_without_kafka_it_refuses_with_a_reason_and_serves_once_kafka_is_there(exposed: Exposed) -> None:
+    with exposed.restarted():
+        refused = exposed.remember()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "dependency_unavailable")
+        assert refused.headers["retry-after"]
+        models = exposed.request("GET", "/v1/models")
+        assert (models.status_code, models.json()["error"]["code"]) == (503, "dependency_unavailable")
+        chat = exposed.request("POST", "/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "x"}]})
+        assert (chat.status_code, chat.json()["error"]["code"]) == (503, "dependency_unavailable")
+        assert exposed.request("GET", "/v1/tenants").status_code == 200
+        status = exposed.request("GET", "/v1/status").json()
+        assert {service["status"] for service in status["services"]} == {"unknown"}
+        assert exposed.health()["status"] == "unavailable"
+        assert exposed.live()
+        exposed.start_kafka()
+        exposed.serves()
+        assert exposed.request("GET", "/v1/models").status_code == 200
+
+
+def test_started_without_kafka_it_spools_and_hands_over_once_kafka_is_there(exposed: Exposed) -> None:
+    spool = exposed.folder / "spool-at-start"
+    with exposed.restarted(TESSERA_GATEWAY__SPOOL__FOLDER=str(spool)):
+        eventually_blocking(lambda: exposed.health()["status"] == "degraded", PATIENCE)
+        kept = exposed.remember("said before Kafka was there")
+        assert (kept.status_code, kept.json()["status"]) == (202, "spooled")
+        assert exposed.request("GET", "/v1/models").status_code == 503
+        exposed.start_kafka()
+        eventually_blocking(lambda: exposed.request("GET", "/v1/spool").json()["spool"]["records"] == 0, PATIENCE)
+        exposed.serves()
+
+
+def test_a_spool_whose_disk_fails_refuses_what_kafka_does_not_take_and_recovers(exposed: Exposed) -> None:
+    spool, away = exposed.folder / "spool-that-fails", exposed.folder / "spool-away"
+    with exposed.restarted(TESSERA_GATEWAY__SPOOL__FOLDER=str(spool), TESSERA_GATEWAY__SPOOL__SEGMENT_BYTES="4096"):
+        assert exposed.remember("x" * 5_000).json()["status"] == "spooled"
+        spool.rename(away)
+        refused = exposed.remember("x" * 5_000)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "dependency_unavailable")
+        assert refused.headers["retry-after"]
+        eventually_blocking(lambda: exposed.health()["status"] == "unavailable", PATIENCE)
+        away.rename(spool)
+        assert exposed.remember("x" * 5_000).json()["status"] == "spooled"
+        eventually_blocking(lambda: exposed.health()["status"] == "degraded", PATIENCE)
+        exposed.start_kafka()
+        eventually_blocking(lambda: exposed.request("GET", "/v1/spool").json()["spool"]["records"] == 0, PATIENCE)

@@ -362,6 +362,21 @@ async def test_without_the_embedder_recall_is_lexical_and_says_so(world: World) 
     assert (await world.recall("submarine")).degraded == ()
 
 
+async def test_an_embedder_that_is_too_slow_opens_its_breaker_and_recovers(world: World) -> None:
+    await world.say("The submarine is yellow.", "match")
+    await world.index()
+    breaker = Breaker("embedder", failure_threshold=2, reset_after=timedelta(milliseconds=100))
+    hurried = CachedQueryEmbedder(world.embedder, breaker, None, timedelta(microseconds=1))
+    patient = CachedQueryEmbedder(world.embedder, breaker, None, timedelta(seconds=60))
+
+    assert [await hurried.vector(world.tenant, f"submarine {number}") for number in range(2)] == [None, None]
+    assert breaker.state in ("open", "half_open")
+    vector = await eventually(lambda: patient.vector(world.tenant, "submarine"))
+
+    assert vector is not None
+    assert breaker.state == "closed"
+
+
 async def test_vectors_wait_for_the_embedder_and_nothing_is_lost(world: World) -> None:
     await world.say("Found by its words at once.", "m")
     queue = PostgresIndexQueue(world.database)

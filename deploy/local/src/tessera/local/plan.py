@@ -34,7 +34,7 @@ from tessera.local.settings import LocalSettings
 from tessera.local.supervision import SERVERS, Program
 from tessera.local.supervision import SERVICES as SERVICE_GROUP
 
-_DRAIN_SECONDS = 30
+_GRACE_SECONDS = 45
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Plan:
             record=self.home / "run" / SERVICE_GROUP / f"{instance.name}.json",
             environment=variables,
         )
-        return Program(instance.name, SERVICE_GROUP, command, stop_seconds=_DRAIN_SECONDS)
+        return Program(instance.name, SERVICE_GROUP, command, stop_seconds=_GRACE_SECONDS)
 
     def _common(self, services: Iterable[str]) -> dict[str, str]:
         """What we know, under what a person set for all services or for these."""

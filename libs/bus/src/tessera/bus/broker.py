@@ -6,7 +6,9 @@ commit on errors or commit all partitions at once, its decoding costs more than 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -20,10 +22,12 @@ from tessera.bus.broken import tell_broken_connections
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.unreadable import read_every_header_name
+from tessera.contracts.errors import RetryableError
 from tessera.telemetry import get_logger
 
 Receive = Callable[[tuple[Record, ...]], Awaitable[None]]
 _POLL_SECONDS: Final = 1.0
+_SILENT_AFTER: Final = timedelta(seconds=60)
 
 _log = get_logger(__name__)
 
@@ -33,6 +37,11 @@ tell_broken_connections()
 
 class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """Waits for records itself: FastStream's batch loop sleeps as long as it waited whenever a poll came back empty."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.turned_at = time.monotonic()
+        """When a poll last came back, with records or without. It does not while partitions are being assigned anew."""
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
@@ -45,6 +54,7 @@ class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             # FastStream waits five seconds and tries again, without a word.
             _log.warning("fetching failed, will be tried again", error=repr(error))
             raise
+        self.turned_at = time.monotonic()
         return fetched
 
 
@@ -80,12 +90,17 @@ class Feed:
         self._subscriber = subscriber
 
     @property
-    def consumer(self) -> AIOKafkaConsumer:
-        """The consumer. Raises RuntimeError before the start."""
-        consumer: AIOKafkaConsumer | None = self._subscriber.consumer
+    def consumer(self) -> PatientConsumer:
+        """The consumer. Raises RetryableError `broker_unavailable` before the start."""
+        consumer: PatientConsumer | None = self._subscriber.consumer
         if consumer is None:
-            raise RuntimeError("the feed is not running")
+            raise RetryableError("The feed is not running yet.", code="broker_unavailable")
         return consumer
+
+    def check_live(self) -> None:
+        """Raises RetryableError when polls have not come back for a minute; they do so also while Kafka is away."""
+        if self._subscriber.consumer is not None and time.monotonic() - self.consumer.turned_at > _SILENT_AFTER.total_seconds():
+            raise RetryableError(f"{self._broker.client_id} has not polled for {_SILENT_AFTER}", code="feed_stalled")
 
     async def start(self) -> None:
         """Connects and begins to hand over batches."""

@@ -260,8 +260,10 @@ class Bus:
 
     def check_live(self) -> None:
         """Raises when a loop no longer turns."""
-        for consumer in self._consumers.values():
-            consumer.check_live()
+        readers: list[Consumer | Table | Requests] = [*self._consumers.values(), *self._tables]
+        readers += [self._requests] if self._requests is not None else []
+        for reader in readers:
+            reader.check_live()
 
     def _client_id(self, part: str) -> str:
         return f"{self.settings.service}-{part}-{self.settings.instance}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,12 +15,13 @@ from itertools import groupby
 from typing import Final, TypeVar, cast
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
 
 from tessera.bus.broker import Feed, group_feed
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.partitions import Assignment, Gate, PartitionLoop
-from tessera.bus.publisher import Publisher
+from tessera.bus.publisher import Publisher, as_retryable
 from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
 from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
@@ -28,6 +29,7 @@ from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
 from tessera.bus.transaction import BatchTransaction, Transaction
 from tessera.bus.transactional import TransactionalLoop, Workshop
+from tessera.bus.watch import Watch
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, catalogued, consumer_group
 from tessera.contracts.errors import FatalError, RetryableError
@@ -42,6 +44,7 @@ H = TypeVar("H")
 OnEvent = Callable[[Received[D], Emitter], Awaitable[None]]
 
 _STALLED_AFTER: Final = timedelta(seconds=60)
+_LEAVE_WITHIN: Final = timedelta(seconds=10)
 _TENANT_PATTERN: Final = "[a-z0-9][a-z0-9_-]*"
 
 _log = get_logger(__name__)
@@ -71,7 +74,16 @@ class Consumer:
         self._group = consumer_group(surroundings.service, name)
         self._gate = Gate()
         self._loops: dict[TopicPartition, PartitionLoop] = {}
-        self._feed: Feed | None = None
+        self._membership: _Membership | None = None
+        self._watching: asyncio.Task[None] | None = None
+        kafka = surroundings.kafka
+        self._watch = Watch(
+            self._group,
+            consumer=lambda: self._joined.consumer,
+            kafka_answers=surroundings.publisher.ping,
+            rejoin=self._rejoin,
+            patience=timedelta(seconds=kafka.rebalance_timeout_seconds + kafka.session_timeout_seconds),
+        )
         self._bench = Bench(
             surroundings.service,
             surroundings.publisher,
@@ -130,25 +142,34 @@ class Consumer:
         topics = self._registry.topics()
         if any(self._mode(topic) is Mode.TRANSACTIONAL for topic in topics) and self._around.database is None:
             raise ValueError(f"{self._group} has transactional handlers but the service has no Postgres")
-        names, pattern = self._subscription(topics)
-        client_id = f"{self._around.service}-{self.name}-{self._around.instance}"
-        self._feed = group_feed(
-            self._around.kafka,
-            client_id,
-            self._group,
-            topics=names,
-            pattern=pattern,
-            listener=_Listener(self),
-            receive=self._receive,
-            hurried=self.name == TrafficClass.CHAT,
-        )
-        await self._feed.start()
+        await self._join()
+        self._watching = asyncio.create_task(self._watch.run(), name=f"{self._group}:watch")
 
     async def stop(self) -> None:
         """Drains every partition, commits, leaves the group. Returns within the drain deadline plus the time to disconnect."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._release(list(self._loops))
-        if self._feed is not None:
-            await self._feed.stop()
+        if self._membership is not None:
+            await self._membership.feed.stop()
+
+    async def _join(self) -> None:
+        self._membership = _Membership(self)
+        await self._membership.feed.start()
+
+    async def _rejoin(self) -> None:
+        """As a new member with new connections; what is in hand is drained first, as in any revocation. Raises RetryableError."""
+        former = self._membership
+        if former is not None:
+            former.over = True
+            await self._release(list(self._loops))
+            # What is stuck may hang here too; as it is over, it can do nothing but end.
+            with suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(_LEAVE_WITHIN.total_seconds()):
+                    await former.feed.stop()
+        with as_retryable():
+            await self._join()
 
     def pause(self) -> None:
         """Takes nothing further until `resume`; what is in hand goes on."""
@@ -159,7 +180,8 @@ class Consumer:
         self._gate.open()
 
     def check_live(self) -> None:
-        """Raises RetryableError when work has been waiting without progress, neither paused nor backing off."""
+        """Raises RetryableError when work has been waiting without progress, neither paused nor backing off, or joining anew is in vain."""
+        self._watch.check_live()
         stalled = [str(partition) for partition, loop in self._loops.items() if loop.stalled_for() > _STALLED_AFTER]
         if stalled:
             raise RetryableError(f"no progress on {', '.join(stalled)}", code="consumer_stalled")
@@ -169,7 +191,7 @@ class Consumer:
         return ConsumerStatus(name=self.name, state=self._state(), partitions=len(self._loops), lag=sum(map(self._lag, self._loops)))
 
     def _state(self) -> str:
-        if self._feed is None:
+        if self._membership is None:
             return "stopped"
         if self._gate.closed:
             return "paused"
@@ -177,15 +199,35 @@ class Consumer:
 
     def _lag(self, partition: TopicPartition) -> int:
         """Records that the broker has and no handler has finished, as far as the last fetch knew."""
-        if self._feed is None or partition not in self._feed.consumer.assignment():
-            return 0
         loop = self._loops[partition]
-        end, position = self._feed.consumer.highwater(partition), loop.position
+        consumer = loop.assignment.consumer
+        if partition not in consumer.assignment():
+            return 0
+        end, position = consumer.highwater(partition), loop.position
         lag = max(0, end - position) if end is not None and position is not None else loop.waiting
         metrics.BUS_LAG.labels(consumer=self._group, topic=self._topic(partition).name, partition=str(partition.partition)).set(lag)
         return lag
 
     # --- plumbing ---------------------------------------------------------------------------------
+    @property
+    def _joined(self) -> Feed:
+        if self._membership is None:
+            raise RuntimeError("the consumer is not running")
+        return self._membership.feed
+
+    def _new_feed(self, membership: _Membership) -> Feed:
+        names, pattern = self._subscription(self._registry.topics())
+        return group_feed(
+            self._around.kafka,
+            f"{self._around.service}-{self.name}-{self._around.instance}",
+            self._group,
+            topics=names,
+            pattern=pattern,
+            listener=membership,
+            receive=membership.receive,
+            hurried=self.name == TrafficClass.CHAT,
+        )
+
     def _subscription(self, topics: Iterable[Topic]) -> tuple[tuple[str, ...], str | None]:
         """Names, or one pattern where tenants have topics of their own: a new tenant's is found at the next refresh of the metadata."""
         kafka = self._around.kafka
@@ -216,8 +258,10 @@ class Consumer:
             if loop is not None:
                 loop.offer(group)
 
-    async def _assign(self, partitions: Iterable[TopicPartition]) -> None:
+    async def _assign(self, partitions: Collection[TopicPartition]) -> None:
         """Begins a loop per partition. Never raises: what may fail is repeated inside the loop."""
+        if not partitions:
+            _log.warning("no partition for this replica, it stands by: the group has more members than partitions", consumer=self._group)
         for partition in partitions:
             if partition not in self._loops:
                 self._loops[partition] = self._loop(partition)
@@ -233,11 +277,9 @@ class Consumer:
                 metrics.BUS_LAG.remove(self._group, loop.assignment.topic.name, str(loop.assignment.partition.partition))
 
     def _loop(self, partition: TopicPartition) -> PartitionLoop:
-        if self._feed is None:
-            raise RuntimeError("the consumer is not running")
         topic = self._topic(partition)
         name = self._around.kafka.logical(partition.topic)
-        assignment = Assignment(self._feed.consumer, partition, topic, name, self._group)
+        assignment = Assignment(self._joined.consumer, partition, topic, name, self._group)
         if self._mode(topic) is Mode.TRANSACTIONAL and self._around.database is not None:
             return TransactionalLoop(assignment, self._gate, self._workshop(self._around.database), on_fatal=self._around.on_fatal)
         return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
@@ -247,14 +289,25 @@ class Consumer:
         return Workshop(around.service, database, self._registry, self._in_flight, around.quarantine, around.kafka.batch_records)
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Drains before a partition goes (facts: FastStream does not), and starts loops when one comes."""
+class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
+    """One stay in the group: drains before a partition goes (facts: FastStream does not), and starts loops when one comes.
+
+    Once it is over, whatever its client may still say has no effect.
+    """
 
     def __init__(self, owner: Consumer) -> None:
         self._owner = owner
+        self.over = False
+        self.feed = owner._new_feed(self)
+
+    async def receive(self, records: tuple[Record, ...]) -> None:
+        if not self.over:
+            await self._owner._receive(records)
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        await self._owner._release(revoked)
+        if not self.over:
+            await self._owner._release(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        await self._owner._assign(assigned)
+        if not self.over:
+            await self._owner._assign(assigned)

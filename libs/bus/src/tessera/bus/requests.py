@@ -80,6 +80,10 @@ class Requests:
         consumer = self._feed.consumer
         await asyncio.gather(*(consumer.position(partition) for partition in consumer.assignment()))
 
+    def check_live(self) -> None:
+        """Raises RetryableError when it no longer reads."""
+        self._feed.check_live()
+
     async def stop(self) -> None:
         """Stops reading. Whoever still waits gets a cancelled future."""
         await self._feed.stop()

@@ -32,6 +32,7 @@ Reload = Callable[[Any], Awaitable[None] | None]
 
 EXIT_FATAL: Final = 1
 EXIT_SETTINGS: Final = 2
+_JOINING: Final = "bus"
 _SETTLE: Final = timedelta(seconds=5)
 """Beyond the drain deadline: for disconnecting."""
 
@@ -149,15 +150,38 @@ class Runtime(Generic[S]):
 
     async def _start(self, build: Build[S], tasks: list[asyncio.Task[None]]) -> None:
         await build(self)
+        if self.settings.serves_without_kafka:
+            tasks.append(asyncio.create_task(self._joining(), name=_JOINING))
+            self._serve(tasks)
+        elif await self._joined():
+            self._serve(tasks)
+
+    async def _joining(self) -> None:
+        """Starts the bus beside what serves already; what it finds fatal stops the service."""
+        try:
+            await self._joined()
+        except FatalError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001
+            _log.exception("the bus could not start")
+            self.fail(FatalError(f"the bus could not start: {error!r}"))
+
+    async def _joined(self) -> bool:
+        """Waits until the bus runs; False when the order to stop comes first."""
         starting = asyncio.create_task(self._start_bus())
         leaving = asyncio.create_task(self._leave.wait())
-        await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            return
-        starting.result()
+        try:
+            await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                return True
+            return False
+        finally:
+            for task in (starting, leaving):
+                task.cancel()
+            await asyncio.gather(starting, leaving, return_exceptions=True)
+
+    def _serve(self, tasks: list[asyncio.Task[None]]) -> None:
         tasks += [asyncio.create_task(self._supervised(name, work), name=name) for name, work in self._workers.items()]
         tasks += [asyncio.create_task(server.run_until_told(), name="http") for server in self._servers]
         tasks.append(asyncio.create_task(self._reporter.run(), name="status"))
@@ -213,7 +237,7 @@ class Runtime(Generic[S]):
         self._stopping.set()
         for server in self._servers:
             server.leave()
-        working = [task for task in tasks if task.get_name() != "status"]
+        working = [task for task in tasks if task.get_name() not in ("status", _JOINING)]
         draining = asyncio.create_task(self.bus.drain())
         _, late = await asyncio.wait({draining, *working}, timeout=(self.settings.drain + _SETTLE / 2).total_seconds())
         for task in late:

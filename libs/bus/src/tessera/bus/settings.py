@@ -51,8 +51,8 @@ class KafkaSettings(BaseModel):
     """A replica that died is replaced after this time. Brokers allow no less than 6 s unless told otherwise."""
     heartbeat_milliseconds: Annotated[int, Field(ge=50)] = 500
     """Also how fast a member notices a rebalance."""
-    rebalance_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A member that takes longer to drain is left behind; must exceed the drain deadline."""
+    rebalance_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A member that takes longer to drain is left behind; must exceed the drain deadline, and be below the platform's grace period."""
     fetch_max_wait_milliseconds: Annotated[int, Field(ge=1)] = 50
     """Longest wait of a fetch on the path of a chat: while one partition is slow, the others wait this long."""
     idle_fetch_wait_milliseconds: Annotated[int, Field(ge=1)] = 500
@@ -130,6 +130,8 @@ class ServiceSettings(BaseSettings):
     service: ClassVar[str] = ""
     postgres_required: ClassVar[bool] = True
     """False where the service's documented degraded mode does without its Postgres: then it stays ready."""
+    serves_without_kafka: ClassVar[bool] = False
+    """True where HTTP and workers begin before Kafka answers, because there is something to say without it (the gateway)."""
 
     profile: Profile = "development"
     instance: Annotated[str, Field(min_length=1, max_length=128)] = Field(default_factory=_instance)
@@ -143,6 +145,8 @@ class ServiceSettings(BaseSettings):
     """0 takes a free port and logs it."""
     drain_seconds: Annotated[float, Field(gt=0)] = 20.0
     """How long a stop may take to finish what is in hand."""
+    termination_grace_seconds: Annotated[float, Field(gt=0)] = 45.0
+    """What the platform gives a process between SIGTERM and SIGKILL (terminationGracePeriodSeconds, stop_grace_period)."""
     reply_partitions: tuple[Annotated[int, Field(ge=0, lt=REPLY_PARTITIONS)], ...] = ()
     """Partitions of the reply topic that this process reads; one found from `instance` where none are given (the gateway's)."""
     crash_point: str | None = None
@@ -178,6 +182,8 @@ class ServiceSettings(BaseSettings):
             raise ValueError("kafka would get the password in clear: use SASL_SSL, or a SCRAM mechanism")
         if self.drain_seconds >= self.kafka.rebalance_timeout_seconds:
             raise ValueError("drain_seconds must be below kafka.rebalance_timeout_seconds, else a draining replica is left behind")
+        if self.kafka.rebalance_timeout_seconds >= self.termination_grace_seconds:
+            raise ValueError("kafka.rebalance_timeout_seconds must be below termination_grace_seconds, else a draining replica is killed")
         return self
 
     @property

@@ -63,9 +63,18 @@ class Table:
         await asyncio.gather(*(consumer.position(partition) for partition in partitions))
         await self._look(consumer)
 
+    def check_live(self) -> None:
+        """Raises RetryableError when it no longer reads."""
+        self._feed.check_live()
+
     async def stop(self) -> None:
         """Stops reading."""
         await self._feed.stop()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that was on the topic when the table started has been handed over."""
+        return self._caught_up.is_set()
 
     async def caught_up(self) -> None:
         """Waits until everything that was on the topic when the table started has been handed over."""

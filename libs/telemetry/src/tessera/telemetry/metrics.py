@@ -30,6 +30,7 @@ BUS_RETRIES = Counter("tessera_bus_retries_total", "Attempts that failed for a p
 BUS_FENCED = Counter(
     "tessera_bus_fenced_batches_total", "Batches rolled back because another replica had moved the position.", ["consumer"]
 )
+BUS_REJOINS = Counter("tessera_bus_rejoins_total", "Times a consumer that was alive but stuck joined its group anew.", ["consumer"])
 BUS_LAG = Gauge("tessera_bus_lag_events", "Events on the partition that are not handled yet.", ["consumer", "topic", "partition"])
 BUS_RELAYED = Counter("tessera_bus_relayed_events_total", "Rows of the outbox published and deleted.")
 BUS_STREAM_OVERFLOWS = Counter(

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from tessera.bus.service import Runtime, run_service
+from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
@@ -12,6 +13,7 @@ from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
 from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
@@ -34,9 +36,9 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     store = ObjectStore(settings.objects)
     rooms = await _rooms(runtime, store)
     tables = consumers.register(runtime.bus, rooms.models, rooms.statuses)
-    runtime.add_dependency("objects", required=False, check=store.check)
-    for table in tables:
-        runtime.add_dependency(table.name, required=True, check=table.caught_up)
+    runtime.add_dependency("objects", required=False, check=store.check, breaker=store.breaker)
+    for name, table in tables.items():
+        _add_table(runtime, rooms.handoff, name, table)
     if settings.spool.folder is not None:
         _drain_spool(runtime, rooms.handoff)
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
@@ -91,6 +93,22 @@ async def _handoff(runtime: Runtime[GatewaySettings], log: BusLog) -> Handoff:
     return handoff
 
 
+def _add_table(runtime: Runtime[GatewaySettings], handoff: Handoff, name: str, table: Table) -> None:
+    """Required, except while Kafka is away and the spool takes events: then there is something to do without it."""
+
+    async def check() -> None:
+        if table.is_complete:
+            return
+        if handoff.takes:
+            try:
+                await runtime.bus.check_kafka()
+            except RetryableError:
+                return
+        raise RetryableError("not read to its end yet")
+
+    runtime.add_dependency(name, required=True, check=check)
+
+
 def _drain_spool(runtime: Runtime[GatewaySettings], handoff: Handoff) -> None:
     """Ready also without Kafka, as long as the spool takes events."""
 
@@ -111,11 +129,12 @@ def _edge_limits(settings: GatewaySettings) -> EdgeLimits:
 
 
 def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticator: Authenticator) -> None:
-    """Makes the bootstrap key once Kafka and Postgres answer; the gateway is not ready before."""
+    """Makes the bootstrap key once Kafka and Postgres answer; the gateway is not ready before, unless an earlier start made it."""
     secret = runtime.settings.bootstrap_key
     key = keys.parse(secret.get_secret_value()) if secret else None
-    if key is None:
+    if secret is None or key is None:
         return
+    presented = f"Bearer {secret.get_secret_value()}"
     made = asyncio.Event()
 
     async def work(stopping: asyncio.Event) -> None:
@@ -125,7 +144,11 @@ def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticato
 
     async def check() -> None:
         if not made.is_set():
-            raise RetryableError("the bootstrap key is not stored yet")
+            try:
+                await authenticator.principal(presented)
+            except ApiError as error:
+                raise RetryableError("the bootstrap key is not stored yet") from error
+            made.set()
 
     runtime.add_worker("bootstrap", work)
     runtime.add_dependency("bootstrap key", required=True, check=check)

@@ -1,24 +1,16 @@
 """The compacted topics that every gateway replica reads."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from tessera.bus import Bus, Received
+from tessera.bus.tables import Table
 from tessera.contracts.events import ModelDeclared, ServiceStatus
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.handlers import tables
 
 
-@dataclass(frozen=True)
-class NamedTable:
-    """A table and a wait for the moment when it knows what was there at the start."""
-
-    name: str
-    caught_up: Callable[[], Awaitable[None]]
-
-
-def register(bus: Bus, models: ModelDirectory, statuses: StatusDirectory) -> list[NamedTable]:
-    """Models on offer, and how every replica is."""
+def register(bus: Bus, models: ModelDirectory, statuses: StatusDirectory) -> Mapping[str, Table]:
+    """Models on offer, and how every replica is; the tables by the name of their dependency."""
 
     def model_declared(event: Received[ModelDeclared]) -> None:
         tables.model_declared(models, event.data, event.time)
@@ -26,7 +18,7 @@ def register(bus: Bus, models: ModelDirectory, statuses: StatusDirectory) -> lis
     def service_reported(event: Received[ServiceStatus]) -> None:
         tables.service_reported(statuses, event.data)
 
-    return [
-        NamedTable("models", bus.table(ModelDeclared, model_declared).caught_up),
-        NamedTable("statuses", bus.table(ServiceStatus, service_reported).caught_up),
-    ]
+    declared, reported = bus.table(ModelDeclared, model_declared), bus.table(ServiceStatus, service_reported)
+    models.is_complete = lambda: declared.is_complete
+    statuses.is_complete = lambda: reported.is_complete
+    return {"models": declared, "statuses": reported}

@@ -1,7 +1,7 @@
 """What an operator can set for the gateway."""
 
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -45,6 +45,8 @@ class SpoolSettings(BaseModel):
 
 class GatewaySettings(ServiceSettings, service="gateway"):
     """The gateway's settings, on top of those that every service has."""
+
+    serves_without_kafka: ClassVar[bool] = True
 
     # A wrong key or pepper must not be repeated in the complaint about it.
     model_config = SettingsConfigDict(hide_input_in_errors=True)

@@ -1,6 +1,6 @@
 """What the gateway knows from the compacted topics: models on offer and how every replica is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,6 +16,10 @@ _RANK: Final = {"ready": 0, "degraded": 1, "starting": 2, "stopping": 3, "unread
 _SERVING: Final = ("ready", "degraded")
 
 
+def _complete() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class DeclaredModel:
     """A declaration and when it was made."""
@@ -25,9 +29,13 @@ class DeclaredModel:
 
 
 class ModelDirectory:
-    """Models by id. For one event loop."""
+    """Models by id. For one event loop.
+
+    Until `is_complete()` (Kafka was not there yet) what is not known may exist all the same: 503 instead of 404.
+    """
 
     def __init__(self) -> None:
+        self.is_complete: Callable[[], bool] = _complete
         self._models: dict[str, DeclaredModel] = {}
 
     def declare(self, declaration: ModelDeclared, declared_at: datetime) -> None:
@@ -35,12 +43,20 @@ class ModelDirectory:
         self._models[declaration.model.model_id] = DeclaredModel(declaration, declared_at)
 
     def all(self) -> list[DeclaredModel]:
-        """Every model on offer, by id."""
+        """Every model on offer, by id. Raises ApiError 503 while the list is not known."""
+        if not self.is_complete():
+            raise errors.unavailable("The list of models")
+        return self.known()
+
+    def known(self) -> list[DeclaredModel]:
+        """The models on offer that were heard of so far, by id."""
         return [model for _, model in sorted(self._models.items()) if model.declaration.available]
 
     def find(self, model_id: str) -> DeclaredModel:
-        """Raises ApiError 404 `model_not_found`."""
+        """Raises ApiError 404 `model_not_found`, or 503 while the list is not known."""
         model = self._models.get(model_id)
+        if model is None and not self.is_complete():
+            raise errors.unavailable("The list of models")
         if model is None:
             raise errors.model_not_found(model_id)
         return model
@@ -77,9 +93,13 @@ class ServiceOverview:
 
 
 class StatusDirectory:
-    """The last report of every replica. For one event loop."""
+    """The last report of every replica. For one event loop.
+
+    Until `is_complete()` a service that nothing was heard of is `unknown`; then it is `missing`.
+    """
 
     def __init__(self) -> None:
+        self.is_complete: Callable[[], bool] = _complete
         self._reports: dict[tuple[str, str], ServiceStatus] = {}
 
     def report(self, status: ServiceStatus) -> None:
@@ -92,7 +112,8 @@ class StatusDirectory:
     def overview(self, now: datetime) -> list[ServiceOverview]:
         """All six services, also those that never reported. Replicas that stopped or were lost long ago are left out."""
         current = [status for status in self._reports.values() if now - status.reported_at < FORGOTTEN_AFTER]
-        return [_overview(service, [status for status in current if status.service == service], now) for service in SERVICES]
+        unheard = "missing" if self.is_complete() else "unknown"
+        return [_overview(service, [status for status in current if status.service == service], now, unheard) for service in SERVICES]
 
 
 def serving(services: Iterable[ServiceOverview]) -> bool:
@@ -100,15 +121,15 @@ def serving(services: Iterable[ServiceOverview]) -> bool:
     return all(service.state in _SERVING for service in services)
 
 
-def _overview(service: str, reports: list[ServiceStatus], now: datetime) -> ServiceOverview:
+def _overview(service: str, reports: list[ServiceStatus], now: datetime, unheard: str) -> ServiceOverview:
     replicas = tuple(Replica(status, _state(status, now)) for status in sorted(reports, key=lambda status: status.instance))
     shown = tuple(replica for replica in replicas if replica.state != "stopped")
     lag = sum(consumer.lag for replica in shown if replica.state != "lost" for consumer in replica.status.consumers)
-    return ServiceOverview(service, _best(shown), lag, shown)
+    return ServiceOverview(service, _best(shown, unheard), lag, shown)
 
 
-def _best(replicas: tuple[Replica, ...]) -> str:
-    return min((replica.state for replica in replicas), key=_RANK.__getitem__, default="missing")
+def _best(replicas: tuple[Replica, ...], unheard: str) -> str:
+    return min((replica.state for replica in replicas), key=_RANK.__getitem__, default=unheard)
 
 
 def _state(status: ServiceStatus, now: datetime) -> str:

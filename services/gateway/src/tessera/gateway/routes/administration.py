@@ -99,7 +99,7 @@ async def retrieve_status(caller: Operator) -> StatusView:
     return StatusView(
         status=_overall(found),
         checked_at=now.isoformat().replace("+00:00", "Z"),
-        models=len(caller.rooms.models.all()),
+        models=len(caller.rooms.models.known()),
         services=[_service_view(service) for service in found],
         spool=_spool_view(caller.rooms.handoff.state),
     )

@@ -1,0 +1,117 @@
+"""Notices a consumer that is alive but stuck, and has it join its group anew (docs/breakers.md).
+
+Kafka's client has states that it does not leave by itself: a heartbeat or coordination task that ended with an error, an assignment that
+never comes, a fetch that never returns. Seen from outside they are one: Kafka answers, and the consumer's polls do not come back, fail, or
+bring nothing although there is something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+from aiokafka import TopicPartition
+
+from tessera.bus.broker import PatientConsumer
+from tessera.bus.partitions import BACKOFF, PASSING
+from tessera.bus.publisher import as_retryable
+from tessera.contracts.errors import RetryableError
+from tessera.resilience import deadline, retrying
+from tessera.telemetry import get_logger, metrics
+
+LOOK_EVERY: Final = timedelta(seconds=5)
+_ANSWER_WITHIN: Final = timedelta(seconds=5)
+_GIVEN_UP_AFTER: Final = 3
+"""Rejoins in a row without effect, before the process is told to be stuck."""
+
+_log = get_logger(__name__)
+
+
+class Watch:
+    """Looks at one consumer every few seconds. `consumer` gives the present one; `rejoin` replaces it.
+
+    `patience` is how long a consumer may look stuck while Kafka answers; it must exceed the longest rebalance.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        *,
+        consumer: Callable[[], PatientConsumer],
+        kafka_answers: Callable[[], Awaitable[None]],
+        rejoin: Callable[[], Awaitable[None]],
+        patience: timedelta,
+    ) -> None:
+        self._group = group
+        self._consumer = consumer
+        self._kafka_answers = kafka_answers
+        self._rejoin = rejoin
+        self._patience = patience
+        self._well_at = time.monotonic()
+        self._behind: dict[TopicPartition, int] = {}
+        self._rejoins = 0
+
+    async def run(self) -> None:
+        """Looks until cancelled. No failure of one look ends it."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
+            try:
+                await self._look()
+            except Exception:  # noqa: BLE001
+                # Whoever watches must not be the one that stops: the next look may succeed.
+                _log.exception("looking after a consumer failed", consumer=self._group)
+
+    def check_live(self) -> None:
+        """Raises RetryableError when joining anew did not help, again and again: only a new process may."""
+        if self._rejoins >= _GIVEN_UP_AFTER:
+            raise RetryableError(f"{self._group} joined anew {self._rejoins} times and still does not consume", code="consumer_stuck")
+
+    async def _look(self) -> None:
+        if not await self._answers():
+            self._well_at = time.monotonic()  # nothing can be said about the consumer while Kafka is away
+            return
+        consumer = self._consumer()
+        if consumer.turned_at > self._well_at and await self._moves(consumer):
+            self._well_at, self._rejoins = consumer.turned_at, 0
+        elif time.monotonic() - self._well_at > self._patience.total_seconds():
+            await self._join_anew()
+
+    async def _answers(self) -> bool:
+        try:
+            async with deadline(_ANSWER_WITHIN):
+                await self._kafka_answers()
+        except PASSING:
+            return False
+        return True
+
+    async def _moves(self, consumer: PatientConsumer) -> bool:
+        """Whether no partition that is behind stands where it stood at the last look."""
+        try:
+            async with deadline(_ANSWER_WITHIN):
+                behind = await _fetched_to(consumer)
+        except PASSING:
+            return False
+        stands = any(self._behind.get(partition) == position for partition, position in behind.items())
+        self._behind = behind
+        return not stands
+
+    async def _join_anew(self) -> None:
+        self._rejoins += 1
+        metrics.BUS_REJOINS.labels(consumer=self._group).inc()
+        _log.error("alive but stuck: joining the group anew", consumer=self._group, rejoins=self._rejoins)
+        await retrying(BACKOFF, PASSING)(self._rejoin)
+        self._well_at, self._behind = time.monotonic(), {}
+
+
+async def _fetched_to(consumer: PatientConsumer) -> dict[TopicPartition, int]:
+    """The place up to which each partition that is behind the log's end was fetched; without those that are held back on purpose."""
+    fetching = sorted(consumer.assignment() - consumer.paused())
+    if not fetching:
+        return {}
+    with as_retryable():
+        ends = await consumer.end_offsets(fetching)
+        places = {partition: int(await consumer.position(partition)) for partition in fetching}
+    return {partition: place for partition, place in places.items() if place < ends[partition]}
