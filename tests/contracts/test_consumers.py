@@ -172,6 +172,8 @@ def _planted(value: Any) -> Any:
 SEMANTIC: Mapping[tuple[str, str], str] = {
     ("tessera.tokenization.requested.v1", "composition.json"): "composition_not_found",
     ("tessera.validation.inspected.v1", "minimal.json"): "dataset_not_found",
+    ("tessera.validation.cancelled.v1", "minimal.json"): "validation_not_found",
+    ("tessera.sweep.cancelled.v1", "minimal.json"): "sweep_not_found",
 }
 """Examples that are answered with a problem because of what is not there (a composition; the dataset of the validation that another
 example asks for, unless that is still queued), and the code. Everything else must succeed."""

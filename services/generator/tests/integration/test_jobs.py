@@ -18,7 +18,7 @@ from tessera.generator.adapters.postgres_jobs import MAXIMUM_LAPSES, PostgresInt
 from tessera.generator.adapters.postgres_signals import JobListener
 from tessera.generator.domain.endings import CANCELLED, LeaseLostError, failed
 from tessera.generator.domain.transcript import Progress
-from tessera.generator.ports import NewJob
+from tessera.generator.ports import NewJob, TenantShares
 from tessera.generator.workers import Signals
 from tessera.storage import Database
 from tessera.testkit import eventually
@@ -207,6 +207,31 @@ async def test_the_tenant_with_fewer_running_jobs_comes_first(
     await add(bus, *(new_job(provider, tenant_id="greedy") for _ in range(4)), new_job(provider, tenant_id="modest"))
     order = [(await store.claim(provider, 1, LEASE))[0].tenant_id for _ in range(3)]
     assert order == ["greedy", "modest", "greedy"]
+
+
+async def test_a_flood_that_came_first_does_not_starve_another_tenant(
+    store: PostgresJobStore, bus: DatabaseTransactions, provider: str, new_job: NewJobs
+) -> None:
+    """One slot: each job ends before the next is claimed, so that nobody ever has running ones."""
+    await add(bus, *(new_job(provider, tenant_id="flood") for _ in range(6)))
+    turns = []
+    for turn in range(5):
+        if turn == 1:
+            await add(bus, new_job(provider, tenant_id="patient"), new_job(provider, tenant_id="patient"))
+        (job,) = await store.claim(provider, 1, LEASE)
+        turns.append(job.tenant_id)
+        await store.finish(job, failed(job.generation_id, job.attempt, Progress(), CANCELLED))
+    assert turns == ["flood", "patient", "flood", "patient", "flood"]
+
+
+async def test_one_claim_of_many_slots_is_shared_and_no_tenant_gets_more_than_its_share(
+    store: PostgresJobStore, bus: DatabaseTransactions, provider: str, new_job: NewJobs
+) -> None:
+    await add(bus, *(new_job(provider, tenant_id="flood") for _ in range(10)), new_job(provider, tenant_id="patient"))
+    claimed = await store.claim(provider, 4, LEASE, TenantShares(3, {}))
+    assert sorted(job.tenant_id for job in claimed) == ["flood", "flood", "flood", "patient"]
+    assert await store.claim(provider, 4, LEASE, TenantShares(3, {"flood": 3, "patient": 1})) == []
+    assert len(await store.claim(provider, 4, LEASE, TenantShares(3, {"flood": 2}))) == 1
 
 
 async def test_old_rows_are_deleted(store: PostgresJobStore, bus: DatabaseTransactions, provider: str, new_job: NewJobs) -> None:

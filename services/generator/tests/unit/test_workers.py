@@ -17,7 +17,7 @@ from tessera.generator.domain.pieces import Piece
 from tessera.generator.domain.policies import WorkerPolicy
 from tessera.generator.domain.prompts import grounding
 from tessera.generator.domain.transcript import Chunk, Progress
-from tessera.generator.ports import EndedJob, Job, LeaseState
+from tessera.generator.ports import EndedJob, Job, LeaseState, TenantShares
 from tessera.generator.workers import Closer, JobRunner, Lane, Signals
 from tessera.resilience import CircuitOpenError
 from tessera.testkit import eventually
@@ -46,7 +46,7 @@ class Store:
         if self.troubles:
             raise self.troubles.pop(0)
 
-    async def claim(self, provider: str, limit: int, lease: timedelta) -> Sequence[Job]:
+    async def claim(self, provider: str, limit: int, lease: timedelta, shares: TenantShares | None = None) -> Sequence[Job]:
         self._trouble()
         claimed, self.due = self.due[:limit], self.due[limit:]
         return claimed
@@ -350,3 +350,10 @@ def test_signals_wake_everyone_after_a_reconnect(leased_job: LeaseJob) -> None:
 
 def test_the_default_policy_forgives_two_missed_heartbeats() -> None:
     assert WorkerPolicy().heartbeat * 3 == WorkerPolicy().lease
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "share", "limit"), [(32, 0.75, 24), (4, 0.75, 3), (2, 0.75, 1), (1, 0.75, 1), (3, 1.0, 3), (8, 0.01, 1)]
+)
+def test_one_slot_at_least_stays_for_other_tenants(concurrency: int, share: float, limit: int) -> None:
+    assert WorkerPolicy(tenant_share=share).tenant_limit(concurrency) == limit

@@ -256,7 +256,7 @@ _BULK: Final = (
     Topic(
         "sweep.requested",
         "Retention sweeps and questions after them.",
-        (events.SweepRequested, events.SweepInspected),
+        (events.SweepRequested, events.SweepInspected, events.SweepCancelled),
         key="hash(tenant, sweep)",
         producers=("gateway",),
         consumers=(_bulk("retention"),),
@@ -272,7 +272,7 @@ _BULK: Final = (
     Topic(
         "validation.requested",
         "Datasets to judge and questions after them.",
-        (events.ValidationRequested, events.ValidationInspected),
+        (events.ValidationRequested, events.ValidationInspected, events.ValidationCancelled),
         key="hash(tenant, validation)",
         producers=("gateway",),
         consumers=(_bulk("validator"),),

@@ -7,6 +7,7 @@ from tessera.storage.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
+from tessera.storage.leases import LeasedRows
 from tessera.storage.objects import ObjectStat, ObjectStore
 from tessera.storage.redis import redis_client
 from tessera.storage.settings import ObjectStoreSettings, PostgresSettings, PostgresTls, RedisSettings, Role, role_name
@@ -14,6 +15,7 @@ from tessera.storage.tls import TlsFiles
 
 __all__ = [
     "Database",
+    "LeasedRows",
     "ObjectNotFoundError",
     "ObjectStat",
     "ObjectStore",

@@ -102,11 +102,22 @@ class NgramReader(Protocol):
         """A consistent view until the block ends. Raises RetryableError."""
 
 
+@dataclass(frozen=True, slots=True)
+class TenantShares:
+    """How many jobs of one engine a tenant may have running in this process, and how many each has now."""
+
+    limit: int
+    running: Mapping[str, int]
+
+
 class JobStore(Protocol):
     """Job rows as workers see them. Everything raises RetryableError while the store cannot be used."""
 
-    async def claim(self, provider: str, limit: int, lease: timedelta) -> Sequence[Job]:
-        """Leases up to `limit` jobs that are due for a provider, fairest tenant first. Never waits for other workers."""
+    async def claim(self, provider: str, limit: int, lease: timedelta, shares: TenantShares | None = None) -> Sequence[Job]:
+        """Leases up to `limit` jobs that are due for a provider. Never waits for other workers.
+
+        Tenants with fewer running jobs come first, then those that were served longest ago; none gets more than its share.
+        """
 
     async def claim_ended(self, limit: int, lease: timedelta) -> Sequence[EndedJob]:
         """Leases jobs that nobody runs and that were cancelled, are past their deadline or lost too many workers."""

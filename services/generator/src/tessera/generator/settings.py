@@ -119,6 +119,8 @@ class GeneratorSettings(ServiceSettings, service="generator"):
     ngram_concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Generations of local/ngram at once, each with a database connection of its own."""
     quote_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    tenant_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Of an engine's slots in one process, the most that one tenant may hold; below 1, one slot at least stays for others."""
     time_limit_seconds: Positive = 600.0
     """Of a generation whose request names no deadline."""
     lease_seconds: Annotated[float, Field(ge=1)] = 15.0
@@ -149,4 +151,5 @@ class GeneratorSettings(ServiceSettings, service="generator"):
             poll=timedelta(seconds=self.poll_seconds),
             coalesce=timedelta(milliseconds=self.coalesce_milliseconds),
             keep_finished=timedelta(seconds=self.keep_finished_seconds),
+            tenant_share=self.tenant_share,
         )

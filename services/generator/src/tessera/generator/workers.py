@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -23,7 +24,7 @@ from tessera.generator.domain.endings import (
 from tessera.generator.domain.policies import WorkerPolicy
 from tessera.generator.domain.prompts import grounding
 from tessera.generator.domain.transcript import Transcript
-from tessera.generator.ports import ChunkSink, EndedJob, Engine, Job, JobStore, TokenCounter
+from tessera.generator.ports import ChunkSink, EndedJob, Engine, Job, JobStore, TenantShares, TokenCounter
 from tessera.generator.speaking import Speaker
 from tessera.resilience import CircuitOpenError, RetryPolicy, deadline, retrying
 from tessera.telemetry import bound, continued, get_logger, metrics, span
@@ -210,7 +211,8 @@ class Lane:
         self._runner = runner
         self._policy = policy
         self._wake = signals.lane(engine.name)
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], str] = {}
+        """The tenant of each job that runs here."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Runs until `stopping` is set, then finishes what is in hand; cancelled, it gives the jobs back first."""
@@ -234,19 +236,20 @@ class Lane:
         if free <= 0 or self._engine.suspended:
             return ()
         try:
-            return await self._store.claim(self._engine.name, free, self._policy.lease)
+            shares = TenantShares(self._policy.tenant_limit(self._engine.concurrency), Counter(self._running.values()))
+            return await self._store.claim(self._engine.name, free, self._policy.lease, shares)
         except (RetryableError, CircuitOpenError) as error:
             _log.warning("generation_claim_failed", provider=self._engine.name, error=str(error))
             return ()
 
     def _start(self, job: Job) -> None:
         task = asyncio.create_task(self._runner.run(job, self._engine), name=f"generation {job.generation_id}")
-        self._running.add(task)
+        self._running[task] = job.tenant_id
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A free slot may take a job that was left waiting."""
-        self._running.discard(task)
+        self._running.pop(task, None)
         self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("generation_worker_failed", task=task.get_name(), exc_info=task.exception())

@@ -10,6 +10,7 @@ from tessera.contracts.events import (
     MemoryRecorded,
     PolicyInspected,
     PolicySubmitted,
+    SweepCancelled,
     SweepInspected,
     SweepRequested,
 )
@@ -60,3 +61,7 @@ def _register_sweeps(bus: Bus, unit_of: UnitOf) -> None:
     @bulk.transactional(SweepInspected)
     async def sweep_inspected(event: Received[SweepInspected], transaction: Transaction) -> None:
         await handlers.sweep_inspected(event, unit_of(transaction))
+
+    @bulk.transactional(SweepCancelled)
+    async def sweep_cancelled(event: Received[SweepCancelled], transaction: Transaction) -> None:
+        await handlers.sweep_cancelled(event, unit_of(transaction))

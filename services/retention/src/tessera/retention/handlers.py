@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from tessera.bus import Received
 from tessera.contracts.errors import InvalidError, Problem
@@ -13,12 +14,14 @@ from tessera.contracts.events import (
     PolicyReported,
     PolicySubmitted,
     RequestFailed,
+    SweepCancelled,
     SweepInspected,
     SweepRequested,
 )
 from tessera.retention.ports import PolicyInForce, RetentionUnit, Sweep
 
 _FIRST_PAGE = 100
+CANCELLED: Final = Problem(code="sweep_cancelled", message="The sweep was cancelled.", status=409)
 
 
 async def memory_recorded(event: Received[MemoryRecorded], unit: RetentionUnit) -> None:
@@ -105,6 +108,12 @@ async def _by_plan(sweep: Sweep, plan_id: str, unit: RetentionUnit) -> Sweep:
 async def sweep_inspected(event: Received[SweepInspected], unit: RetentionUnit) -> None:
     """Tells where a sweep stands, with one page of its items."""
     await _report(unit, event.tenant_id, event.data.sweep_id, event.data.after, event.data.limit)
+
+
+async def sweep_cancelled(event: Received[SweepCancelled], unit: RetentionUnit) -> None:
+    """Ends a sweep that is not over and tells where it stands; one that is over stays as it is."""
+    await unit.sweeps.cancel(event.tenant_id, event.data.sweep_id, CANCELLED)
+    await _report(unit, event.tenant_id, event.data.sweep_id, None, _FIRST_PAGE)
 
 
 async def _report(unit: RetentionUnit, tenant_id: str, sweep_id: str, after: str | None, limit: int) -> None:

@@ -16,7 +16,7 @@ from tessera.retention.domain import DueMemory, MemoryMetadata, PlannedItem, Swe
 
 
 class LeaseLostError(RetryableError):
-    """Another worker holds the sweep now: whatever this one still wanted to write must not be written."""
+    """Another worker holds the sweep now, or it was cancelled: whatever this one still wanted to write must not be written."""
 
     code = "lease_lost"
 
@@ -109,6 +109,9 @@ class Sweeps(Protocol):
     async def add(self, sweep: Sweep) -> None:
         """Adds a sweep that a worker will take up."""
 
+    async def cancel(self, tenant_id: str, sweep_id: str, problem: Problem) -> None:
+        """Ends a sweep that is not over, with this reason; whoever works on it can write nothing any more."""
+
     async def report(self, tenant_id: str, sweep_id: str, *, after: str | None, limit: int) -> SweepReported | None:
         """The sweep with up to `limit` of its items in order of memory id; None if there is no such sweep."""
 
@@ -165,7 +168,7 @@ class SweepJobs(Protocol):
     """Leases on sweeps, across tenants."""
 
     async def claim(self) -> Lease | None:
-        """Takes the sweep that is due for longest; None if none is."""
+        """Takes a sweep that is due, of the tenant that was served longest ago; None if none is."""
 
     def step(self, lease: Lease) -> AbstractAsyncContextManager[SweepStep]:
         """Opens one step and prolongs the lease. Raises LeaseLostError; commits when the block ends."""

@@ -20,6 +20,8 @@ ASKED_BEFORE_COMMIT: Final = "sweep_asked_before_commit"
 """Crash points of this service (profile test only)."""
 
 _PAGE: Final = 1_000
+_STEPS_IN_TURN: Final = 10
+"""A large sweep makes room for other tenants' after so many."""
 _BACKOFF: Final = RetryPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=30))
 _log = get_logger(__name__)
 
@@ -62,14 +64,18 @@ class SweepWorker:
                 await self.work(lease, stopping)
 
     async def work(self, lease: Lease, stopping: asyncio.Event) -> None:
-        """Works on one sweep until it waits, ends, fails or `stopping` is set."""
+        """Works on one sweep until it waits, ends, fails, `stopping` is set, or it is another tenant's turn."""
         origin = lease.origin
         with bound(request_id=origin.request_id, tenant_id=origin.tenant_id), continued(origin.traceparent), span("retention.sweep"):
             try:
-                while await self._advance(lease) and not stopping.is_set():
-                    pass
+                for _ in range(_STEPS_IN_TURN):
+                    if not await self._advance(lease):
+                        return
+                    if stopping.is_set():
+                        break
+                await self._give_back(lease)
             except LeaseLostError:
-                _log.info("sweep taken over by another worker", sweep_id=lease.sweep_id)
+                _log.info("sweep taken over by another worker, or cancelled", sweep_id=lease.sweep_id)
             except (RetryableError, CircuitOpenError) as error:
                 _log.warning("sweep interrupted, will go on", sweep_id=lease.sweep_id, error=str(error))
                 await self._put_off(lease, spent=False)
@@ -100,6 +106,11 @@ class SweepWorker:
         else:
             await step.pause(self._pacing.poll)
         return False
+
+    async def _give_back(self, lease: Lease) -> None:
+        """Due again at once, behind the sweeps of tenants that were served longer ago."""
+        async with self._jobs.step(lease) as step:
+            await step.pause(timedelta(0))
 
     async def _put_off(self, lease: Lease, *, spent: bool) -> None:
         """A dependency that is away spends no attempt. Where even this fails, the lease lapses by itself."""

@@ -21,7 +21,7 @@ async def build(runtime: Runtime[ValidatorSettings]) -> None:
     settings = runtime.settings.validations
     objects = ObjectStore(runtime.settings.objects)
     runtime.add_dependency("objects", required=False, check=objects.check, breaker=objects.breaker)
-    jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease)
+    jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease, settings.tenant_concurrency)
     worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), objects.breaker, _pacing(settings))
     runtime.add_worker("validations", worker.run)
     consumers.register(runtime.bus, PostgresUnit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tessera.bus import Bus, Received, Transaction
-from tessera.contracts.events import ValidationInspected, ValidationRequested
+from tessera.contracts.events import ValidationCancelled, ValidationInspected, ValidationRequested
 from tessera.validator import handlers
 from tessera.validator.ports import ValidationUnit
 
@@ -23,3 +23,7 @@ def register(bus: Bus, unit_of: UnitOf) -> None:
     @bulk.transactional(ValidationInspected)
     async def validation_inspected(event: Received[ValidationInspected], transaction: Transaction) -> None:
         await handlers.validation_inspected(event, unit_of(transaction))
+
+    @bulk.transactional(ValidationCancelled)
+    async def validation_cancelled(event: Received[ValidationCancelled], transaction: Transaction) -> None:
+        await handlers.validation_cancelled(event, unit_of(transaction))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tessera.bus import Received
 from tessera.contracts.errors import Problem
-from tessera.contracts.events import RequestFailed, ValidationInspected, ValidationRequested
+from tessera.contracts.events import RequestFailed, ValidationCancelled, ValidationInspected, ValidationRequested
 from tessera.validator.ports import Job, ValidationUnit
+
+CANCELLED: Final = Problem(code="validation_cancelled", message="The validation was cancelled.", status=409)
 
 
 async def validation_requested(event: Received[ValidationRequested], unit: ValidationUnit) -> None:
@@ -19,6 +23,12 @@ async def validation_requested(event: Received[ValidationRequested], unit: Valid
 
 async def validation_inspected(event: Received[ValidationInspected], unit: ValidationUnit) -> None:
     """Tells where a validation stands, with its report once there is one."""
+    await _report(unit, event.tenant_id, event.data.validation_id)
+
+
+async def validation_cancelled(event: Received[ValidationCancelled], unit: ValidationUnit) -> None:
+    """Ends a validation that is not over and tells where it stands; one that is over stays as it is."""
+    await unit.cancel(event.tenant_id, event.data.validation_id, CANCELLED)
     await _report(unit, event.tenant_id, event.data.validation_id)
 
 

@@ -18,7 +18,7 @@ ValidationState = Literal["queued", "running", "completed", "failed"]
 
 
 class LeaseLostError(RetryableError):
-    """Another worker holds the validation now: whatever this one still wanted to write must not be written."""
+    """Another worker holds the validation now, or it was cancelled: whatever this one still wanted to write must not be written."""
 
     code = "lease_lost"
 
@@ -67,6 +67,9 @@ class ValidationUnit(Protocol):
     async def add(self, job: Job, created_at: datetime) -> bool:
         """Adds a validation that a worker will take up. False, and nothing changes, if its id was used for other datasets."""
 
+    async def cancel(self, tenant_id: str, validation_id: str, problem: Problem) -> None:
+        """Ends a validation that is not over, with this reason; whoever works on it can write nothing any more."""
+
     async def report(self, tenant_id: str, validation_id: str) -> ValidationReported | None:
         """Where a validation stands; None if there is no such one."""
 
@@ -78,7 +81,7 @@ class ValidationJobs(Protocol):
     """Leases on validations, across tenants. Every write raises LeaseLostError once another worker holds the lease."""
 
     async def claim(self) -> Lease | None:
-        """Takes the validation that is due for longest; None if none is."""
+        """Takes a validation that is due, of the tenant that was served longest ago; None if none is."""
 
     async def prolong(self, lease: Lease) -> None:
         """Keeps the lease for its full time again."""

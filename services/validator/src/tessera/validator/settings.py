@@ -23,6 +23,8 @@ class ValidationSettings(BaseModel):
     """Pause when nothing is due."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Leases that come to nothing before a validation fails as `validation_broke`."""
+    tenant_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 2
+    """Most validations of one tenant that run at once, over all replicas."""
     memory_megabytes: Annotated[int, Field(ge=64)] = 512
     """What DuckDB may hold in memory before it spills."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from tessera.bus import faults
 from tessera.contracts.errors import InvalidError, Problem, RetryableError
@@ -76,7 +76,7 @@ class ValidationWorker:
             try:
                 await self._attempt(lease)
             except LeaseLostError:
-                _log.info("validation taken over by another worker", validation_id=validation_id)
+                _log.info("validation taken over by another worker, or cancelled", validation_id=validation_id)
             except InvalidError as error:
                 _log.info("validation failed", validation_id=validation_id, code=error.code)
                 await self._fail(lease, Problem.of(error))
@@ -91,8 +91,7 @@ class ValidationWorker:
         if lease.attempts > self._pacing.attempts:
             message = f"The validation broke {self._pacing.attempts} times in a row; see the logs of this request."
             raise InvalidError("validation_broke", message)
-        async with self._kept(lease):
-            report = await self._judged(lease.job)
+        report = await self._kept(lease, self._judged(lease.job))
         faults.reach(JUDGED_BEFORE_COMMIT)
         await self._jobs.complete(lease, report)
         _log.info("validation completed", validation_id=lease.job.validation_id, verdict=report.verdict)
@@ -106,16 +105,18 @@ class ValidationWorker:
         with span("validator.judge"):
             return await asyncio.to_thread(judge, loaded.comparison, loaded.doubts)
 
-    @asynccontextmanager
-    async def _kept(self, lease: Lease) -> AsyncIterator[None]:
-        """Prolongs the lease while the block runs. A lease lost meanwhile shows when the result is written."""
-        keeping = asyncio.create_task(self._keep(lease))
+    async def _kept(self, lease: Lease, work: Coroutine[Any, Any, ValidationReport]) -> ValidationReport:
+        """The work's result, with the lease prolonged meanwhile. Raises LeaseLostError as soon as that fails, with the work given up."""
+        working, keeping = asyncio.create_task(work), asyncio.create_task(self._keep(lease))
         try:
-            yield
-        finally:
-            keeping.cancel()
-            with suppress(asyncio.CancelledError):
+            await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
                 await keeping
+            return await working
+        finally:
+            for task in (working, keeping):
+                task.cancel()
+            await asyncio.gather(working, keeping, return_exceptions=True)
 
     async def _keep(self, lease: Lease) -> None:
         while True:
@@ -123,7 +124,7 @@ class ValidationWorker:
             try:
                 await self._jobs.prolong(lease)
             except LeaseLostError:
-                return
+                raise
             except (RetryableError, CircuitOpenError) as error:
                 _log.warning("lease not prolonged", validation_id=lease.job.validation_id, error=str(error))
 

@@ -69,6 +69,14 @@ class SweepInspected(RequestData):
     after: Annotated[str | None, Field(max_length=256, description="Cursor of the page before.")] = None
 
 
+class SweepCancelled(RequestData):
+    """End a sweep: one that is not over fails as `sweep_cancelled`. What was asked of memory already is not taken back."""
+
+    event_type: ClassVar[str] = "tessera.sweep.cancelled.v1"
+
+    sweep_id: Name
+
+
 class SweepItem(Record):
     """One memory that a sweep names, and the rule that named it."""
 

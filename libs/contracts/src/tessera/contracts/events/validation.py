@@ -40,6 +40,14 @@ class ValidationInspected(RequestData):
     validation_id: Name
 
 
+class ValidationCancelled(RequestData):
+    """End a validation that nobody needs any more: one that is not over fails as `validation_cancelled`; answered as an inspection."""
+
+    event_type: ClassVar[str] = "tessera.validation.cancelled.v1"
+
+    validation_id: Name
+
+
 class Evidence(Record):
     """What one dimension showed."""
 

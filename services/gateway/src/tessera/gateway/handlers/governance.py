@@ -7,9 +7,11 @@ from tessera.contracts.events import (
     PolicyReported,
     PolicySubmitted,
     RetentionPolicy,
+    SweepCancelled,
     SweepInspected,
     SweepReported,
     SweepRequested,
+    ValidationCancelled,
     ValidationInspected,
     ValidationReported,
     ValidationRequested,
@@ -50,6 +52,12 @@ async def inspect_sweep(log: Log, sweep_id: str, *, limit: int, after: str | Non
     return expect(SweepReported, await log.ask(asked, call, key=_key(call, "sweep", sweep_id)))
 
 
+async def cancel_sweep(log: Log, sweep_id: str, call: Call) -> SweepReported:
+    """Where the sweep stands once it is cancelled, or was over before. Raises ApiError 404 for one that is not this tenant's."""
+    asked = SweepCancelled(reply_partition=log.reply_partition, sweep_id=sweep_id)
+    return expect(SweepReported, await log.ask(asked, call, key=_key(call, "sweep", sweep_id)))
+
+
 async def request_validation(
     log: Log, datasets: Datasets, validation_id: str, call: Call, *, candidate: str, reference: str | None
 ) -> None:
@@ -66,6 +74,12 @@ async def request_validation(
 async def inspect_validation(log: Log, validation_id: str, call: Call) -> ValidationReported:
     """A validation and, once completed, its report. Raises ApiError 404 for one that is not this tenant's."""
     asked = ValidationInspected(reply_partition=log.reply_partition, validation_id=validation_id)
+    return expect(ValidationReported, await log.ask(asked, call, key=_key(call, "validation", validation_id)))
+
+
+async def cancel_validation(log: Log, validation_id: str, call: Call) -> ValidationReported:
+    """Where the validation stands once it is cancelled, or was over before. Raises ApiError 404 for one that is not this tenant's."""
+    asked = ValidationCancelled(reply_partition=log.reply_partition, validation_id=validation_id)
     return expect(ValidationReported, await log.ask(asked, call, key=_key(call, "validation", validation_id)))
 
 

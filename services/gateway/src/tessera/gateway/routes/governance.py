@@ -73,6 +73,12 @@ async def retrieve_sweep(
     return _sweep_view(await governance.inspect_sweep(caller.rooms.log, sweep_id, limit=limit, after=after, call=caller.call))
 
 
+@router.post("/v1/retention/sweeps/{sweep_id}/cancel", tags=["retention"])
+async def cancel_sweep(sweep_id: ResourceId, caller: RetentionOfficer) -> SweepView:
+    """End a sweep that is not over; it fails as `sweep_cancelled`. What was asked of memory already is not taken back."""
+    return _sweep_view(await governance.cancel_sweep(caller.rooms.log, sweep_id, caller.call))
+
+
 @router.post("/v1/datasets", status_code=201, tags=["validation"], openapi_extra={"requestBody": _UPLOAD})
 async def create_dataset(request: Request, caller: DataEngineer, idempotency_key: IdempotencyKey = None) -> DatasetView:
     """Upload a table to be judged, or to be judged against."""
@@ -107,6 +113,12 @@ async def create_validation(body: ValidationBody, caller: DataEngineer, idempote
 async def retrieve_validation(validation_id: ResourceId, caller: DataEngineer) -> ValidationView:
     """A validation and, once completed, its verdict with the evidence."""
     return _validation_view(await governance.inspect_validation(caller.rooms.log, validation_id, caller.call))
+
+
+@router.post("/v1/validations/{validation_id}/cancel", tags=["validation"])
+async def cancel_validation(validation_id: ResourceId, caller: DataEngineer) -> ValidationView:
+    """End a validation that is not over; it fails as `validation_cancelled`."""
+    return _validation_view(await governance.cancel_validation(caller.rooms.log, validation_id, caller.call))
 
 
 def _policy_view(report: PolicyReported) -> PolicyView:

@@ -20,7 +20,7 @@ from tessera.bus import Origin, Transaction
 from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationReady
 from tessera.generator.domain.endings import CANCELLED, INTERNAL, LeaseLostError, failed
 from tessera.generator.domain.transcript import Progress
-from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob
+from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob, TenantShares
 from tessera.storage import Database
 from tessera.telemetry import get_logger
 
@@ -42,15 +42,22 @@ _CANCEL = text(
 )
 _NOTIFY = text("SELECT pg_notify(:channel, :payload)")
 
+_DUE = (
+    "job.provider = :provider AND job.cancel_reason IS NULL AND job.deadline > now() AND ((job.state = 'ready' AND job.run_after <= now()) "
+    "OR (job.state = 'running' AND job.lease_expires_at < now() AND job.lapses + 1 < :maximum_lapses))"
+)
 _CLAIM = text(
-    "WITH busy AS (SELECT tenant_id, count(*) AS jobs FROM generation_job "
+    "WITH busy AS (SELECT tenant_id, count(*) AS jobs FROM generation_job "  # noqa: S608 - constants
     "WHERE state = 'running' AND lease_expires_at >= now() AND provider = :provider GROUP BY tenant_id), "
-    "due AS (SELECT tenant_id, generation_id FROM generation_job AS waiting WHERE provider = :provider "
-    "AND ((state = 'ready' AND run_after <= now()) OR (state = 'running' AND lease_expires_at < now() AND lapses + 1 < :maximum_lapses)) "
-    "AND cancel_reason IS NULL AND deadline > now() "
-    "ORDER BY coalesce((SELECT jobs FROM busy WHERE busy.tenant_id = waiting.tenant_id), 0), created_at "
-    "LIMIT :limit FOR UPDATE SKIP LOCKED) "
-    "UPDATE generation_job AS job SET state = 'running', attempt = job.attempt + 1, "
+    "ranked AS (SELECT tenant_id, generation_id, row_number() OVER (PARTITION BY tenant_id ORDER BY created_at) AS place "
+    f"FROM generation_job AS job WHERE {_DUE}), "
+    "served AS (SELECT tenant_id, max(claimed_at) AS at FROM generation_job WHERE provider = :provider "
+    "AND tenant_id IN (SELECT tenant_id FROM ranked) GROUP BY tenant_id), "
+    "due AS (SELECT job.tenant_id, job.generation_id FROM generation_job AS job JOIN ranked USING (tenant_id, generation_id) "
+    f"JOIN served USING (tenant_id) LEFT JOIN busy USING (tenant_id) WHERE {_DUE} "
+    "AND ranked.place + coalesce(CAST(CAST(:running AS jsonb) ->> job.tenant_id AS integer), 0) <= :tenant_limit "
+    "ORDER BY coalesce(busy.jobs, 0) + ranked.place, served.at NULLS FIRST, job.created_at LIMIT :limit FOR UPDATE OF job SKIP LOCKED) "
+    "UPDATE generation_job AS job SET state = 'running', attempt = job.attempt + 1, claimed_at = clock_timestamp(), "
     "lapses = job.lapses + CAST(job.state = 'running' AS integer), lease_expires_at = now() + CAST(:lease AS interval) "
     "FROM due WHERE job.tenant_id = due.tenant_id AND job.generation_id = due.generation_id "
     "RETURNING job.tenant_id, job.generation_id, job.ready, job.origin, job.deadline, job.attempt, job.last_index, job.last_offset, "
@@ -136,9 +143,11 @@ class PostgresJobStore:
         self._database = database
         self._bus = bus
 
-    async def claim(self, provider: str, limit: int, lease: timedelta) -> Sequence[Job]:
-        """FOR UPDATE SKIP LOCKED: two workers never take the same row. Tenants with fewer running jobs come first."""
-        values = {"provider": provider, "limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
+    async def claim(self, provider: str, limit: int, lease: timedelta, shares: TenantShares | None = None) -> Sequence[Job]:
+        """FOR UPDATE SKIP LOCKED: two workers never take the same row."""
+        values: dict[str, Any] = {"provider": provider, "limit": limit, "lease": lease, "maximum_lapses": MAXIMUM_LAPSES}
+        values["tenant_limit"] = limit if shares is None else shares.limit
+        values["running"] = json.dumps({} if shares is None else dict(shares.running))
         return [_job(row) for row in await self._leased(_CLAIM, values)]
 
     async def claim_ended(self, limit: int, lease: timedelta) -> Sequence[EndedJob]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from math import ceil
 from typing import Final
 
 from tessera.resilience import RetryPolicy
@@ -23,6 +24,13 @@ class WorkerPolicy:
     """Pieces that come within it travel as one chunk; the first never waits."""
     keep_finished: timedelta = timedelta(days=1)
     """Rows of ended jobs stay as long as a late duplicate of their request may come."""
+
+    tenant_share: float = 0.75
+    """Of an engine's slots, the most that one tenant may hold."""
+
+    def tenant_limit(self, concurrency: int) -> int:
+        """Most jobs of one tenant at once: one slot at least stays for others, unless there is only one."""
+        return max(1, min(ceil(concurrency * self.tenant_share), concurrency - 1 if self.tenant_share < 1 else concurrency))
 
     @property
     def heartbeat(self) -> timedelta:

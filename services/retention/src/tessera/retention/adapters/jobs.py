@@ -16,26 +16,9 @@ from tessera.contracts.ids import aggregate_key
 from tessera.retention.adapters.rows import memory_of, named_of, origin_of, sweep_of
 from tessera.retention.domain import DueMemory, MemoryMetadata, PlannedItem, SweepState
 from tessera.retention.ports import Lease, LeaseLostError, Sweep
-from tessera.storage import Database
+from tessera.storage import Database, LeasedRows
 
-_CLAIM: Final = text(
-    """
-    UPDATE sweeps SET due_at = now() + :lease, fence = fence + 1, attempts = attempts + 1
-    WHERE (tenant_id, sweep_id) = (
-        SELECT tenant_id, sweep_id FROM sweeps WHERE state = 'running' AND due_at <= now()
-        ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
-    )
-    RETURNING tenant_id, sweep_id, fence, attempts, origin
-    """
-)
-# Locks the row, so that nobody can claim the sweep until the step has committed.
-_HOLD: Final = text(
-    """
-    UPDATE sweeps SET due_at = now() + :lease
-    WHERE tenant_id = :tenant_id AND sweep_id = :sweep_id AND fence = :fence AND state = 'running'
-    RETURNING *
-    """
-)
+_ROWS: Final = LeasedRows("sweeps", "sweep_id", ("running",))
 _MEMORIES: Final = text(
     """
     SELECT memory_id, kind, occurred_at, importance, version FROM memories
@@ -107,7 +90,7 @@ class PostgresSweepJobs:
     async def claim(self) -> Lease | None:
         """See the port."""
         async with self._database.transaction() as connection:
-            row = (await connection.execute(_CLAIM, {"lease": self._lease})).one_or_none()
+            row = await _ROWS.claim(connection, self._lease)
         if row is None:
             return None
         return Lease(row.tenant_id, row.sweep_id, row.fence, row.attempts, origin_of(row.origin))
@@ -115,9 +98,9 @@ class PostgresSweepJobs:
     @asynccontextmanager
     async def step(self, lease: Lease) -> AsyncIterator[PostgresSweepStep]:
         """See the port."""
-        values = {"tenant_id": lease.tenant_id, "sweep_id": lease.sweep_id, "fence": lease.fence, "lease": self._lease}
         async with self._bus.transaction(lease.origin) as transaction:
-            row = (await transaction.connection.execute(_HOLD, values)).one_or_none()
+            # Locks the row, so that nobody can claim or cancel the sweep until the step has committed.
+            row = await _ROWS.hold(transaction.connection, lease.tenant_id, lease.sweep_id, lease.fence, self._lease)
             if row is None:
                 raise LeaseLostError(f"the lease on sweep {lease.sweep_id} was lost")
             yield PostgresSweepStep(transaction, sweep_of(row))

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus import Transaction
 from tessera.contracts.base import EventData
+from tessera.contracts.errors import Problem
 from tessera.contracts.events import MemoryChanged, MemoryRecorded, SweepItem, SweepReported
 from tessera.retention.adapters.rows import origin_json, policy_of, sweep_of
 from tessera.retention.domain import ItemState
@@ -54,6 +55,12 @@ _ADD_SWEEP: Final = text(
     )
     VALUES (:tenant_id, :sweep_id, :dry_run, :plan_id, :state, :policy_version, CAST(:policy AS jsonb), :as_of,
             CAST(:origin AS jsonb), CAST(:problem AS jsonb), :as_of, CASE WHEN :failed THEN now() END)
+    """
+)
+_CANCEL: Final = text(
+    """
+    UPDATE sweeps SET state = 'failed', problem = CAST(:problem AS jsonb), finished_at = now(), fence = fence + 1
+    WHERE tenant_id = :tenant_id AND sweep_id = :sweep_id AND state = 'running'
     """
 )
 _COUNTS: Final = text(
@@ -136,6 +143,11 @@ class PostgresSweeps:
             "failed": sweep.problem is not None,
         }
         await self._connection.execute(_ADD_SWEEP, values)
+
+    async def cancel(self, tenant_id: str, sweep_id: str, problem: Problem) -> None:
+        """See the port. The fence grows, so that a worker that does not know it yet writes nothing."""
+        values = {"tenant_id": tenant_id, "sweep_id": sweep_id, "problem": problem.model_dump_json()}
+        await self._connection.execute(_CANCEL, values)
 
     async def report(self, tenant_id: str, sweep_id: str, *, after: str | None, limit: int) -> SweepReported | None:
         """See the port."""

@@ -16,7 +16,7 @@ from tessera.contracts.base import EventData
 from tessera.contracts.errors import Problem
 from tessera.contracts.events import DatasetReference, ValidationCompleted, ValidationReport, ValidationReported
 from tessera.contracts.ids import aggregate_key
-from tessera.storage import Database
+from tessera.storage import Database, LeasedRows
 from tessera.validator.ports import Job, Lease, LeaseLostError
 
 _ADD: Final = text(
@@ -33,16 +33,13 @@ _SAME: Final = text(
     """
 )
 _FIND: Final = text("SELECT * FROM validations WHERE tenant_id = :tenant_id AND validation_id = :validation_id")
-_CLAIM: Final = text(
+_CANCEL: Final = text(
     """
-    UPDATE validations SET state = 'running', due_at = now() + :lease, fence = fence + 1, attempts = attempts + 1
-    WHERE (tenant_id, validation_id) = (
-        SELECT tenant_id, validation_id FROM validations WHERE state IN ('queued', 'running') AND due_at <= now()
-        ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
-    )
-    RETURNING *
+    UPDATE validations SET state = 'failed', problem = CAST(:problem AS jsonb), finished_at = now(), fence = fence + 1
+    WHERE tenant_id = :tenant_id AND validation_id = :validation_id AND state IN ('queued', 'running')
     """
 )
+_ROWS: Final = LeasedRows("validations", "validation_id", ("queued", "running"))
 _HELD: Final = "WHERE tenant_id = :tenant_id AND validation_id = :validation_id AND fence = :fence AND state = 'running'"
 _PUT_OFF: Final = text(f"UPDATE validations SET due_at = now() + :delay, attempts = attempts - :refund {_HELD}")  # noqa: S608 - a constant
 _END: Final = text(
@@ -68,6 +65,11 @@ class PostgresUnit:
         await self._connection.execute(_ADD, {**named, **datasets, "origin": origin, "created_at": created_at})
         return bool(await self._connection.scalar(_SAME, {**named, **datasets}))
 
+    async def cancel(self, tenant_id: str, validation_id: str, problem: Problem) -> None:
+        """See the port. The fence grows, so that a worker that does not know it yet writes nothing."""
+        named = {"tenant_id": tenant_id, "validation_id": validation_id}
+        await self._connection.execute(_CANCEL, {**named, "problem": problem.model_dump_json()})
+
     async def report(self, tenant_id: str, validation_id: str) -> ValidationReported | None:
         """See the port."""
         found = await self._connection.execute(_FIND, {"tenant_id": tenant_id, "validation_id": validation_id})
@@ -91,20 +93,23 @@ class PostgresUnit:
 class PostgresValidationJobs:
     """`ValidationJobs` on the table validations. A lease is `due_at` in the future."""
 
-    def __init__(self, database: Database, bus: Bus, lease: timedelta) -> None:
+    def __init__(self, database: Database, bus: Bus, lease: timedelta, tenant_limit: int) -> None:
         self._database = database
         self._bus = bus
         self._lease = lease
+        self._tenant_limit = tenant_limit
 
     async def claim(self) -> Lease | None:
         """See the port."""
         async with self._database.transaction() as connection:
-            row = (await connection.execute(_CLAIM, {"lease": self._lease})).one_or_none()
+            row = await _ROWS.claim(connection, self._lease, tenant_limit=self._tenant_limit)
         return Lease(_job(row), row.fence, row.attempts) if row else None
 
     async def prolong(self, lease: Lease) -> None:
         """See the port."""
-        await self.put_off(lease, self._lease, spent=True)
+        async with self._database.transaction() as connection:
+            held = await _ROWS.hold(connection, lease.job.tenant_id, lease.job.validation_id, lease.fence, self._lease)
+            _check(0 if held is None else 1, lease)
 
     async def put_off(self, lease: Lease, delay: timedelta, *, spent: bool) -> None:
         """See the port."""
