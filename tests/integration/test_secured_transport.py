@@ -21,7 +21,10 @@ from tessera.bus.topics import TopicDirectory, ensure_all
 from tessera.contracts.catalogue import SERVICES, TOPICS, Mode, catalogued, consumer_group, dead_letter_topic
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.local.certificates import Authority
+from tessera.local.errors import LocalError
 from tessera.local.kafka import cached_distribution
+from tessera.local.platform import Platform as LocalPlatform
+from tessera.local.settings import LocalSettings
 from tessera.testkit import ServiceProcess, eventually_blocking
 from tessera.testkit.platform import Platform
 from tessera.testkit.secured import SecuredStack, principal
@@ -71,6 +74,16 @@ def guarded(secured: SecuredStack) -> Iterator[Guarded]:
         assert not refused, refused[:3]
     finally:
         platform.stop()
+
+
+def test_make_run_asks_a_given_kafka_as_the_services_will(secured: SecuredStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", secured.kafka_bootstrap_servers)
+    given = LocalPlatform(tmp_path, LocalSettings(), choose_ports=True)
+    with pytest.raises(LocalError, match="reachable"):
+        given._check_given()
+    for name, value in secured.environment(None).items():
+        monkeypatch.setenv(name, value)
+    LocalPlatform(tmp_path, LocalSettings(), choose_ports=True)._check_given()
 
 
 def test_what_is_told_is_found_and_quoted(guarded: Guarded) -> None:

@@ -71,6 +71,7 @@ class FakeStep:
 
     async def pause(self, delay: timedelta, *, spent: bool = False) -> None:
         self.jobs.attempts = self.jobs.attempts if spent else 0
+        self.jobs.gave_way += delay == timedelta(0)
 
 
 @dataclass
@@ -87,6 +88,7 @@ class FakeJobs:
     unavailable: list[Exception] = field(default_factory=list)
     """Raised by the next claims, one each."""
     attempts: int = 0
+    gave_way: int = 0
 
     async def claim(self) -> Lease | None:
         await asyncio.sleep(0)  # as a database would, let others run
@@ -127,6 +129,12 @@ async def test_pages_are_planned_and_chunks_asked_for_until_all_is_confirmed() -
     assert jobs.sweep.state == "completed"
     assert [len(chunk) for chunk in jobs.asked] == [200] * 6 + [3]
     assert set(jobs.items.values()) == {"archived"}
+
+
+async def test_a_large_sweep_gives_way_to_others_every_few_steps() -> None:
+    jobs = await ended(jobs := FakeJobs(memories=memories(4_001)), SweepWorker(jobs, pacing()))
+    assert jobs.sweep.state == "completed"
+    assert jobs.gave_way == 2, "5 pages and 21 chunks are 26 steps"
 
 
 async def test_a_dry_run_ends_planned_and_asks_for_nothing() -> None:

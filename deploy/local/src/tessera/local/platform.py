@@ -24,7 +24,7 @@ from tessera.local.environment import SERVICES, given_addresses
 from tessera.local.errors import LocalError, NotReadyError
 from tessera.local.files import replace_text
 from tessera.local.folders import CHECKOUT
-from tessera.local.kafka import cached_distribution, kafka_answers
+from tessera.local.kafka import cached_distribution
 from tessera.local.plan import Instance, Plan, digest, port_names
 from tessera.local.ports import LOOPBACK, accepts_connections, remembered_ports
 from tessera.local.postgres import postgres_answers
@@ -97,7 +97,7 @@ class Platform:
 
     def _check_given(self) -> None:
         probes: dict[str, Callable[[str], bool]] = {
-            "KAFKA_BOOTSTRAP_SERVERS": kafka_answers,
+            "KAFKA_BOOTSTRAP_SERVERS": self._kafka_answers,
             "DATABASE_URL": postgres_answers,
             "REDIS_URL": redis_answers,
         }
@@ -105,6 +105,12 @@ class Platform:
             if not probes[name](address):
                 raise LocalError(f"{name} is set, but nothing that can be used answers there. Correct it, or unset it to have one started.")
             say(f"  {name} is given: using it, starting none")
+
+    def _kafka_answers(self, address: str) -> bool:
+        """Asked as the services will ask: with TLS and a log-in where `TESSERA__KAFKA__…` says so. Raises LocalError with the reason."""
+        told = {**self.plan.operator_environment(), "TESSERA__KAFKA__BOOTSTRAP_SERVERS": address}
+        _run_in_turn(told, ["tessera.bus.reachable"])
+        return True
 
     def _start_servers(self) -> None:
         if not self.supervisor.is_running():
