@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "generator_0003"
+down_revision = "generator_0002"
 
 
 def upgrade() -> None:
