@@ -48,10 +48,10 @@ async def test_postgres_goes_and_comes_back(
     await asyncio.to_thread(service.wait_ready)
     await others.end_of(await others.ask(new_job("local/quote")))
     await connections.cut()
-    await eventually(lambda: service.get_admin("/health/ready")[0] == 503)
+    await eventually(lambda: service.readiness("postgres") == (503, "unavailable", "open"))
     assert service.get_admin("/health/live")[0] == 200
     waiting = await others.ask(new_job("local/quote"))
     await connections.give_back()
     assert (await others.end_of(waiting)).type.endswith("completed.v1")
-    await eventually(lambda: service.get_admin("/health/ready")[0] == 200)
+    await eventually(lambda: service.readiness("postgres")[::2] == (200, "closed"))
     assert service.exit_code is None

@@ -31,8 +31,9 @@ def link(world: Any) -> Iterator[Wire]:
     link.cut()
 
 
-def status(service: ServiceProcess) -> int:
-    return service.get_admin("/health/ready")[0]
+async def becomes(service: ServiceProcess, status: int, word: str, breaker: str) -> None:
+    """Waits until readiness says this, and this of Postgres's breaker."""
+    await eventually(lambda: service.readiness("postgres") == (status, word, breaker))
 
 
 async def test_without_postgres_it_is_not_ready_and_answers_what_waited_once_it_is_back(
@@ -45,17 +46,9 @@ async def test_without_postgres_it_is_not_ready_and_answers_what_waited_once_it_
     assert (await wire.submit(max_age_days=30)).version == 1
     link.cut()
     identity = await wire.send("policy.requested", PolicySubmitted(reply_partition=3, policy=RetentionPolicy(max_age_days=7)))
-
-    async def not_ready() -> bool:
-        return await asyncio.to_thread(status, service) == 503
-
-    await eventually(not_ready)
+    await becomes(service, 503, "unavailable", "open")
     link.mend()
     events = await wire.replies.until(lambda seen: any(e.attributes.get("correlationid") == identity for e in seen))
     told = PolicyReported.model_validate(next(e for e in events if e.attributes.get("correlationid") == identity).data)
     assert told.version == 2
-
-    async def ready() -> bool:
-        return await asyncio.to_thread(status, service) == 200
-
-    await eventually(ready)
+    await becomes(service, 200, "ready", "closed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -120,13 +119,6 @@ async def cabled_service(service_process: ServiceFactory, own_wire: Wire, postgr
     """A process that reaches its Postgres by the cable alone."""
     environment = {"TESSERA_TOKENIZER__POSTGRES__HOST": "127.0.0.1", "TESSERA_TOKENIZER__POSTGRES__PORT": str(cable.port)}
     return await asyncio.to_thread(service_process, "tokenizer", database=postgres, kafka_prefix=own_wire.prefix, environment=environment)
-
-
-async def health(service: ServiceProcess) -> tuple[int, str, str]:
-    """HTTP status of readiness, what it says, and the state of the breaker before Postgres."""
-    status, body = await asyncio.to_thread(service.get_admin, "/health/ready")
-    report = json.loads(body)
-    return status, report["status"], report["dependencies"]["postgres"]["breaker"]
 
 
 def generation(**fields: Any) -> GenerationRequested:
@@ -250,7 +242,7 @@ async def test_without_postgres_chats_go_on_and_the_rest_is_told_at_once(
 
 async def becomes(service: ServiceProcess, expected: tuple[int, str, str]) -> None:
     async def is_so() -> bool:
-        return await health(service) == expected
+        return await asyncio.to_thread(service.readiness, "postgres") == expected
 
     held: bool = await eventually(is_so)
     assert held

@@ -30,8 +30,9 @@ def link(world: Any) -> Iterator[Wire]:
     link.cut()
 
 
-def status(service: ServiceProcess) -> int:
-    return service.get_admin("/health/ready")[0]
+async def becomes(service: ServiceProcess, dependency: str, status: int, word: str, breaker: str) -> None:
+    """Waits until readiness says this, and this of the dependency's breaker."""
+    await eventually(lambda: service.readiness(dependency) == (status, word, breaker))
 
 
 async def start(service_process: ServiceFactory, world: Any, link: Wire) -> ServiceProcess:
@@ -52,14 +53,11 @@ async def test_without_postgres_it_is_not_ready_and_goes_on_once_it_is_back(
     candidate = await wire.store(wine[0])
     link.cut()
     await wire.send(wire.request("v", candidate, None), "v")
-
-    async def not_ready() -> bool:
-        return await asyncio.to_thread(status, service) == 503
-
-    await eventually(not_ready)
+    await becomes(service, "postgres", 503, "unavailable", "open")
     link.mend()
     await wire.completed.of_type("tessera.validation.completed.v1")
     assert (await wire.ended("v")).report.verdict == "review"
+    await becomes(service, "postgres", 200, "ready", "closed")
 
 
 async def test_without_the_object_store_it_stays_ready_and_validations_wait(
@@ -77,8 +75,9 @@ async def test_without_the_object_store_it_stays_ready_and_validations_wait(
         return any("will be tried again" in str(record.get("event")) for record in records)
 
     await eventually(interrupted)
+    await becomes(service, "objects", 200, "degraded", "open")
     assert (await wire.inspect(validation_id)).finished_at is None
-    assert await asyncio.to_thread(status, service) == 200
     world.objects.unlink()
     away.rename(world.objects)
     assert (await wire.ended(validation_id)).state == "completed"
+    await becomes(service, "objects", 200, "ready", "closed")

@@ -89,6 +89,15 @@ class ServiceProcess(Server):
         finally:
             connection.close()
 
+    def readiness(self, dependency: str) -> tuple[int, str, str]:
+        """Status of readiness, its word, and the state of a dependency's breaker; (0, "", "") while nothing answers. Blocks."""
+        try:
+            status, body = self.get_admin("/health/ready")
+        except (OSError, http.client.HTTPException):
+            return 0, "", ""
+        report = json.loads(body)
+        return status, str(report["status"]), str(report["dependencies"][dependency]["breaker"])
+
     def log_records(self) -> list[dict[str, Any]]:
         """Every JSON line that it logged, over all its starts."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
