@@ -120,22 +120,30 @@ class TransactionalLoop(PartitionLoop):
 
     async def _locate(self) -> None:
         """Seeks to the stored position, which outranks the group's offset (rules of the log, 10)."""
-        consumer, partition = self.assignment.consumer, self.assignment.partition
-        start, end = await self._log_bounds()
-        async with self._workshop.database.transaction() as connection:
-            stored = await self._row.read(connection)
-            if stored is None:
-                with as_retryable():
-                    committed = await consumer.committed(partition)
-                stored = committed if committed is not None else start
-                await self._row.begin(connection, stored)
-            mark = await self._row.mark(connection)
+        stored, mark = await self._stored()
+        if stored is None:
+            stored = await self._begin()
+        start, end = await self._log_bounds()  # after the position, which a replica that is being replaced may still move with the log
         self._check_bounds(stored, start, end)
         self._position, self._located, self._owed = stored, True, True
         self._suspect(mark)
         if self._is_assigned():
-            consumer.seek(partition, stored)
-            consumer.resume(partition)
+            self.assignment.consumer.seek(self.assignment.partition, stored)
+            self.assignment.consumer.resume(self.assignment.partition)
+
+    async def _stored(self) -> tuple[int | None, Mark | None]:
+        async with self._workshop.database.transaction() as connection:
+            return await self._row.read(connection), await self._row.mark(connection)
+
+    async def _begin(self) -> int:
+        """Writes the first position: where the group was, else where the log starts. Returns what is stored, whoever came first."""
+        with as_retryable():
+            committed = await self.assignment.consumer.committed(self.assignment.partition)
+        first = committed if committed is not None else (await self._log_bounds())[0]
+        async with self._workshop.database.transaction() as connection:
+            await self._row.begin(connection, first)
+            stored = await self._row.read(connection)
+        return first if stored is None else stored
 
     async def _log_bounds(self) -> tuple[int, int]:
         consumer, partition = self.assignment.consumer, self.assignment.partition
