@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tessera.client import AnswerError, Tessera, UnreachableError
+from tessera.client import AnswerError, Tessera, UnreachableError, read_your_writes
 
 pytestmark = pytest.mark.unit
 
@@ -158,6 +158,18 @@ def test_search_filters_travel_and_a_revoked_key_answers_nothing(script: Script)
         tessera.revoke_key("k")
     assert script.asked[0][2] == {"query": "q", "limit": 3, "filter": {"kinds": ["message"]}}
     assert script.asked[1][:2] == ("DELETE", "/v1/keys/k")
+
+
+def test_a_search_waits_for_what_was_written_and_not_longer_than_asked(script: Script) -> None:
+    script.then(202, {"consistency": {"token": "t-1"}}).then(202, {"data": [], "consistency": {"token": "t-2"}})
+    script.then(503, {"error": {"message": "m", "type": "server_error", "param": None, "code": "not_up_to_bound"}})
+    with client(script) as tessera:
+        written = [tessera.ingest({"type": "message"}), tessera.ingest_batch([{"type": "message"}])]
+        with pytest.raises(AnswerError, match="not_up_to_bound"):
+            tessera.search("q", consistency=read_your_writes(*written, wait=timedelta(seconds=2), until="vectors"))
+    wanted = {"level": "read_your_writes", "token": ["t-1", "t-2"], "until": "vectors", "wait_seconds": 2.0}
+    assert script.asked[2][2] == {"query": "q", "limit": 10, "filter": {}, "consistency": wanted}
+    assert len(script.asked) == 3
 
 
 def test_waiting_ends_with_the_state_or_with_patience(script: Script) -> None:

@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
-from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position
 from tessera.contracts.base import EventData
 from tessera.contracts.events import DatasetReference, ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.domain.spool import AcceptedEvent
@@ -51,14 +52,15 @@ class MemoryLog:
 
     def accepted(self, data: EventData, call: Call, *, event_id: str, key: bytes, subject_id: str | None = None) -> AcceptedEvent:
         value = data.model_dump_json(exclude_none=True).encode()
-        headers = (("ce_id", event_id.encode()), ("ce_type", data.event_type.encode()))
+        headers = (("ce_id", event_id.encode()), ("ce_source", b"/tessera/gateway"), ("ce_type", data.event_type.encode()))
         return AcceptedEvent(event_id, call.tenant_id, "ingest." + call.tenant_id, key, headers, value, datetime.now(UTC))
 
-    async def send(self, event: AcceptedEvent) -> None:
+    async def send(self, event: AcceptedEvent) -> Position:
         await asyncio.sleep(0)
         if error := self.rejects(event):
             raise error
         self.sent.append(event)
+        return Position(event.topic, 0, len(self.sent) - 1)
 
     async def ask(self, data: EventData, call: Call, *, key: bytes | None = None) -> EventData:
         self.published.append((data, {"key": key}))
@@ -215,6 +217,7 @@ def desk() -> Desk:
         Authenticator(store, PEPPER),
         ready,
         Handoff(log),
+        Tokens(PEPPER),
         generation=Limits(),
     )
     for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from tessera.bus import Position
 from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.backlog import Place
@@ -48,7 +49,7 @@ class Kafka:
     def names(self) -> list[str]:
         return [event.event_id for event in self.taken]
 
-    async def send(self, event: AcceptedEvent) -> None:
+    async def send(self, event: AcceptedEvent) -> Position:
         self.attempts += 1
         await asyncio.sleep(0)
         if event.event_id in self.never:
@@ -56,6 +57,7 @@ class Kafka:
         if self.away:
             raise errors.in_doubt()
         self.taken.append(event)
+        return Position(event.topic, 0, len(self.taken) - 1)
 
 
 class Bench:
@@ -102,14 +104,14 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 async def test_what_kafka_takes_never_touches_the_disk(bench: Bench) -> None:
-    assert await bench.handoff.hand_over(event("a")) == "accepted"
+    assert (await bench.handoff.hand_over(event("a"))).status == "accepted"
     assert (bench.kafka.names, bench.handoff.state.size_bytes) == (["a"], 0)
 
 
 async def test_what_kafka_does_not_take_is_spooled_and_sent_once_it_does(bench: Bench) -> None:
     bench.kafka.away = True
     given = event("a")
-    assert await bench.handoff.hand_over(given) == "spooled"
+    assert (await bench.handoff.hand_over(given)).status == "spooled"
     assert (bench.handoff.knows("default", "a"), bench.handoff.knows("other", "a")) == (True, False)
     bench.kafka.away = False
     await bench.drained()
@@ -138,11 +140,11 @@ async def test_new_events_of_a_key_go_behind_those_that_wait_and_others_do_not(b
     bench.kafka.away = True
     await bench.handoff.hand_over(event("first"))
     bench.kafka.away = False
-    assert await bench.handoff.hand_over(event("second")) == "spooled"
-    assert await bench.handoff.hand_over(event("other", "o")) == "accepted"
+    assert (await bench.handoff.hand_over(event("second"))).status == "spooled"
+    assert (await bench.handoff.hand_over(event("other", "o"))).status == "accepted"
     await bench.drained()
     assert bench.kafka.names == ["other", "first", "second"]
-    assert await bench.handoff.hand_over(event("third")) == "accepted"
+    assert (await bench.handoff.hand_over(event("third"))).status == "accepted"
 
 
 async def test_full_is_503_and_nothing_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +166,7 @@ async def test_a_restart_finds_what_waits_and_keeps_it_before_what_is_new(bench:
     await bench.restart()
     assert [waiting.event_id for waiting in bench.handoff.waiting(after=None, limit=10)] == [one.event_id for one in given]
     bench.kafka.away = False
-    assert await bench.handoff.hand_over(event("new", "k-0")) == "spooled"
+    assert (await bench.handoff.hand_over(event("new", "k-0"))).status == "spooled"
     await bench.drained()
     assert [one.event_id for one in bench.kafka.taken if one.key == b"k-0"] == ["e-0", "e-2", "e-4", "new"]
     assert [one for one in bench.kafka.taken if one.key == b"k-1"] == given[1::2]

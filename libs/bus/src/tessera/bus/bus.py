@@ -14,6 +14,7 @@ from tessera.bus.codec import Encoded, Envelope, encode
 from tessera.bus.consumer import Consumer, Surroundings
 from tessera.bus.deadletters import UNREADABLE, DeadLetter
 from tessera.bus.events import Origin, Position, Received
+from tessera.bus.freshness import LogEnds
 from tessera.bus.letters import DeadLetterLog
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.publisher import Publisher
@@ -60,6 +61,7 @@ class Bus:
         self._tables: list[Table] = []
         self._requests: Requests | None = None
         self.dead_letters = DeadLetterLog(settings.kafka, self._client_id("dead-letters"), self._directory)
+        self.log_ends = LogEnds(settings.kafka, self._client_id("log-ends"), self._directory, self._publisher)
         self._relay = Relay(settings, database, self._publisher, self._directory) if database is not None else None
 
     # --- consuming --------------------------------------------------------------------------------
@@ -251,6 +253,7 @@ class Bus:
         await asyncio.gather(*(table.stop() for table in self._tables))
         if self._requests is not None:
             await self._requests.stop()
+        await self.log_ends.close()
         await self._directory.stop()
         await self._publisher.stop()
 

@@ -104,6 +104,13 @@ class TopicDirectory:
             await self._refresh()
         return topic in self._known
 
+    async def existing(self, topics: Iterable[str]) -> list[str]:
+        """Those that are there now: none that was made before the call is missing. Raises RetryableError when Kafka does not answer."""
+        topics = list(topics)
+        if not self._known.issuperset(topics):
+            await self._refresh()
+        return [topic for topic in topics if topic in self._known]
+
     async def ensure_tenant(self, tenant_id: str) -> None:
         """Makes a tenant's topics. Raises InvalidError `tenant_invalid` for what is no tenant's id."""
         if not is_tenant_id(tenant_id):

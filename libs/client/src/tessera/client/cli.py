@@ -143,7 +143,7 @@ def revoke_key(context: Context, key_id: str) -> None:
 def search(context: Context, query: str, limit: int, conversation_id: str | None, kinds: tuple[str, ...]) -> None:
     """Search memory and see why each result ranks where it does."""
     given = {"conversation_id": conversation_id, "kinds": list(kinds) or None}
-    recall_filter = {name: value for name, value in given.items() if value is not None}
+    recall_filter: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     found = context.call(lambda client: client.search(query, limit=limit, **recall_filter))
     context.show(found, [line for memory in found["data"] for line in _memory_lines(memory)] or ["nothing found"])
 

@@ -14,6 +14,7 @@ from tessera.contracts.ids import uuid7
 Json = dict[str, Any]
 
 _RETRIED: Final = (429, 503)
+_NOT_FRESH: Final = ("not_up_to_bound", "write_pending")
 _LONGEST_PAUSE: Final = 5.0
 _LETTERS: Final = 100
 """Dead letters decided on in one request."""
@@ -23,9 +24,9 @@ _FINAL_STATES: Final = ("searchable", "refused")
 class Tessera:
     """A connection to one gateway with one key. Blocks; not safe across threads; close it or use it in a `with` statement.
 
-    A request that was answered 429 or 503, or got no connection, is sent again: at most `attempts` times in all. One that was sent and got
-    no answer is repeated too, except the making of tenants and keys: everything else that writes carries an Idempotency-Key. Raises
-    AnswerError for a refusal and UnreachableError when no answer came.
+    A request that was answered 429 or 503, or got no connection, is sent again: at most `attempts` times in all; but not a read that has
+    waited for freshness as long as it was asked to. One that was sent and got no answer is repeated too, except the making of tenants and
+    keys: everything else that writes carries an Idempotency-Key. Raises AnswerError for a refusal and UnreachableError when no answer came.
     """
 
     def __init__(
@@ -79,9 +80,13 @@ class Tessera:
             self._sleep(0.2)
         return state
 
-    def search(self, query: str, *, limit: int = 10, **recall_filter: Any) -> Json:
-        """The best memories, best first. Filters: conversation_id, document_id, kinds."""
-        return self._post("/v1/memories/search", {"query": query, "limit": limit, "filter": recall_filter}, None)
+    def search(self, query: str, *, limit: int = 10, consistency: Mapping[str, Any] | None = None, **recall_filter: Any) -> Json:
+        """The best memories, best first. Filters: conversation_id, document_id, kinds.
+
+        `consistency` says what the answer must hold, as the API document has it: `read_your_writes(answer)` for what this client wrote.
+        """
+        body = _given(query=query, limit=limit, filter=recall_filter, consistency=consistency)
+        return self._post("/v1/memories/search", body, None)
 
     # --- administration ---
     def create_tenant(self, tenant_id: str, name: str | None = None) -> Json:
@@ -206,14 +211,31 @@ class Tessera:
                     raise UnreachableError(f"{self._http.base_url} does not answer: {error}") from error
                 self._sleep(0.2 * attempt)
                 continue
-            if last or answer.status_code not in _RETRIED:
+            if last or answer.status_code not in _RETRIED or _waited(answer):
                 return _json_of(answer)
             self._sleep(_pause(answer, attempt))
         raise ValueError("attempts must be at least 1")
 
 
+def read_your_writes(*answers: Json, wait: timedelta | None = None, until: str = "words") -> Json:
+    """What makes a search, or `tessera.memory.consistency` of a chat, wait for writes, by what `ingest` or `ingest_batch` answered.
+
+    Also takes answers of searches: then the next one is no older. `until` is `words` or `vectors`; without `wait` the server's own limit.
+    """
+    tokens = [answer["consistency"]["token"] for answer in answers]
+    return _given(level="read_your_writes", token=tokens, until=until, wait_seconds=wait.total_seconds() if wait else None)
+
+
 def _given(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _waited(answer: httpx.Response) -> bool:
+    """Whether it is an answer to a read that is not as fresh as was asked: how long to wait for that, the caller has said."""
+    try:
+        return answer.json()["error"]["code"] in _NOT_FRESH
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _pause(answer: httpx.Response, attempt: int) -> float:

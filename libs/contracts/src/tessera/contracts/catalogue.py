@@ -212,8 +212,8 @@ _CHAT: Final = (
     ),
     Topic(
         "ingestion.inspected",
-        "Questions after an ingested event.",
-        (events.IngestionInspected,),
+        "Questions after an ingested event, and after how fresh memory is.",
+        (events.IngestionInspected, events.FreshnessInspected),
         key="request",
         producers=("gateway",),
         consumers=(_chat("memory", Mode.REPLY),),
@@ -239,6 +239,7 @@ _CHAT: Final = (
             events.EmbeddingCompleted,
             events.TokenizationCompleted,
             events.IngestionReported,
+            events.FreshnessReported,
             events.PolicyReported,
             events.SweepReported,
             events.ValidationReported,

@@ -173,3 +173,26 @@ def remove_parked_events(op: Revision) -> None:
     for statement in delivery.first_parked_statements():
         op.execute(statement)
     _force(op, "parked", service_of(op))
+
+
+_SHOWN = {
+    # Other tenants' topics are none of a tenant's business.
+    "consumer_position": "topic NOT LIKE 'ingest.%' OR topic = 'ingest.' || NULLIF(current_setting('app.tenant', true), '')",
+    "inbox": "tenant_id = NULLIF(current_setting('app.tenant', true), '')",
+}
+
+
+def show_progress_to_client(op: Revision) -> None:
+    """Lets the client role see how far the service's consumers are and which of its tenant's events were applied (docs/consistency.md)."""
+    client = role_name(service_of(op), "client")
+    for table, mine in _SHOWN.items():
+        op.execute(f"CREATE POLICY client_own_tenant ON {table} FOR SELECT TO {client} USING ({mine})")
+        op.execute(f"GRANT SELECT ON {table} TO {client}")
+
+
+def hide_progress_from_client(op: Revision) -> None:
+    """Undoes `show_progress_to_client`."""
+    client = role_name(service_of(op), "client")
+    for table in _SHOWN:
+        op.execute(f"REVOKE SELECT ON {table} FROM {client}")  # noqa: S608  (names of our own)
+        op.execute(f"DROP POLICY client_own_tenant ON {table}")

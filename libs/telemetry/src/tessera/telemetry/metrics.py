@@ -41,6 +41,8 @@ BUS_STREAM_OVERFLOWS = Counter(
 MEMORIES_RECORDED = Counter("tessera_memories_recorded_total", "Memories admitted and put on the log of record.", ["kind"])
 MEMORIES_INDEXED = Counter("tessera_memories_indexed_total", "Index tasks done, by stage (lexical, vector).", ["stage"])
 RECALLS = Counter("tessera_recalls_total", "Searches of memory; degraded ones were answered without the embedder.", ["state"])
+READERS_WAITING = Gauge("tessera_readers_waiting", "Reads that wait for the projection to become fresh enough.")
+FRESH_READS = Counter("tessera_fresh_reads_total", "Looks that ended a read with a demand on freshness, by what it was told.", ["standing"])
 RECALL_SECONDS = Histogram(
     "tessera_recall_seconds",
     "From the question to the ranked memories, embedding included.",

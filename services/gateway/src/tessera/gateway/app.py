@@ -13,6 +13,7 @@ from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
 from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
@@ -58,6 +59,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
     return Rooms(
         log=log,
         handoff=await _handoff(runtime, log),
+        tokens=Tokens(settings.pepper),
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),

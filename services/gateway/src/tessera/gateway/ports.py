@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import BinaryIO, Literal, Protocol
 
-from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
@@ -115,8 +115,8 @@ class Log(Protocol):
         """An ingested event as the record that `send` publishes. Raises ApiError 413 for one that is too large."""
         ...
 
-    async def send(self, event: AcceptedEvent) -> None:
-        """Returns once every in-sync replica has the record. Raises ApiError 503 `dependency_unavailable` when Kafka does not confirm."""
+    async def send(self, event: AcceptedEvent) -> Position:
+        """Where the record is, once every in-sync replica has it. Raises ApiError 503 when Kafka does not confirm."""
         ...
 
     @property

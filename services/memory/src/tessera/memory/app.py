@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from tessera.bus import Received
 from tessera.bus.service import Runtime, run_service
+from tessera.bus.waiting import WaitingRoom
 from tessera.contracts.events import TenantChanged
 from tessera.memory import consumers
 from tessera.memory.adapters.admission import PostgresUnit
@@ -32,12 +33,14 @@ async def build(runtime: Runtime[MemorySettings]) -> None:
     await asyncio.to_thread(chunks, "The ranks are loaded now, not when the first document comes.")
     breaker = _embedder_breaker(runtime.settings)
     guarded = GuardedEmbedder(embedder, breaker)
-    handlers = Handlers(_tenants(runtime), PostgresMemoryStore(runtime.database), guarded, _queries(runtime, embedder, breaker))
+    room = WaitingRoom()
+    store, queries = PostgresMemoryStore(runtime.database), _queries(runtime, embedder, breaker)
+    handlers = Handlers(_tenants(runtime), store, guarded, queries, runtime.bus.log_ends, room)
     runtime.add_dependency(EMBEDDER, required=False, check=embedder.check, breaker=breaker)
     runtime.on_close(embedder.close)
     consumers.register(runtime.bus, handlers, PostgresUnit)
     runtime.bus.consumer("ingestion").on_refused(note_refusal)
-    _add_workers(runtime, guarded)
+    _add_workers(runtime, guarded, room)
     runtime.add_worker("declaration", declared_once(runtime.bus))
 
 
@@ -77,11 +80,12 @@ def _embedder_breaker(settings: MemorySettings) -> Breaker:
     )
 
 
-def _add_workers(runtime: Runtime[MemorySettings], embedder: GuardedEmbedder) -> None:
+def _add_workers(runtime: Runtime[MemorySettings], embedder: GuardedEmbedder, room: WaitingRoom) -> None:
     queue, settings = PostgresIndexQueue(runtime.database), runtime.settings.indexing
     lexical = IndexWorker("lexical", queue, LexicalStage(), settings.lexical_batch, settings.poll)
     vector = IndexWorker("vector", queue, VectorStage(embedder), settings.vector_batch, settings.poll)
-    runtime.add_worker("announcements", Announcements(runtime.database, lexical.announced, vector.announced).run)
+    runtime.add_worker("announcements", Announcements(runtime.database, lexical.announced, vector.announced, progressed=room.changed).run)
+    runtime.add_worker("waiting", room.run)
     runtime.add_worker("lexical", lexical.run)
     runtime.add_worker("vector", vector.run)
 

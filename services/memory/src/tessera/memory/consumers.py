@@ -11,6 +11,7 @@ from tessera.contracts.events import (
     DocumentPublished,
     EmbeddingRequested,
     EntityPublished,
+    FreshnessInspected,
     GenerationTokenized,
     IngestionInspected,
     MessagePublished,
@@ -81,3 +82,7 @@ def _chat(bus: Bus, handlers: Handlers) -> None:
     @chat.replying(IngestionInspected)
     async def ingestion_inspected(event: Received[IngestionInspected], emit: Emitter) -> None:
         await handlers.ingestion_inspected(event, emit)
+
+    @chat.replying(FreshnessInspected)
+    async def freshness_inspected(event: Received[FreshnessInspected], emit: Emitter) -> None:
+        await handlers.freshness_inspected(event, emit)

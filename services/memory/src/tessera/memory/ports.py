@@ -6,16 +6,27 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, Protocol
 from uuid import UUID
 
+from tessera.bus.consistency import Partition, Seen, Target
 from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import TOPICS, ingestion_topic
 from tessera.contracts.errors import Problem
-from tessera.contracts.events import RecallFilter
+from tessera.contracts.events import AwaitedWrite, RecallFilter
+from tessera.memory.domain.freshness import Indexing
 from tessera.memory.domain.fusion import Candidate, Extent
 from tessera.memory.domain.records import Entity, Memory, Relation
 
 TenantState = Literal["active", "suspended"]
+
+
+def ingestion_topics(tenant_id: str) -> tuple[str, str]:
+    """The topics that a tenant's events come on."""
+    return TOPICS["ingest"].name, ingestion_topic(tenant_id)
+
+
 Vector = tuple[float, ...]
 
 
@@ -109,6 +120,8 @@ class Question:
     terms: dict[int, int]
     filter: RecallFilter
     limit: int
+    embedding_seconds: float = 0.0
+    """What it took to make the vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,8 @@ class IngestionState:
     memory_ids: tuple[str, ...] = ()
     pending: bool = False
     refusal: Problem | None = None
+    writes: tuple[AwaitedWrite, ...] = ()
+    """The events of that id that were applied; of several sources several."""
 
 
 class Snapshot(Protocol):
@@ -141,6 +156,14 @@ class Snapshot(Protocol):
 
     async def ingestion(self, event_id: str) -> IngestionState:
         """What became of the producer's event."""
+        ...
+
+    async def seen(self, target: Target) -> Seen:
+        """What this snapshot shows of ingestion, as far as it concerns `target`."""
+        ...
+
+    async def indexing(self, target: Target) -> Indexing:
+        """The index work of new memories that is left in this snapshot."""
         ...
 
 
@@ -193,6 +216,14 @@ class IndexQueue(Protocol):
 
     def claim(self, stage: Stage, limit: int) -> AbstractAsyncContextManager[IndexBatch]:
         """The oldest due tasks that no other worker holds. Leaving the block well commits what was written and ends the tasks."""
+        ...
+
+
+class LogEnds(Protocol):
+    """Where the log ends."""
+
+    async def of(self, topics: Sequence[str], *, not_older_than: timedelta = timedelta(0)) -> dict[Partition, int]:
+        """Per partition the end as it was at some moment within `not_older_than` before the call. Raises RetryableError without Kafka."""
         ...
 
 

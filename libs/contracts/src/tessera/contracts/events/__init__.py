@@ -1,5 +1,16 @@
 """One class per event type, grouped by what they are about."""
 
+from tessera.contracts.events.consistency import (
+    AwaitedWrite,
+    ConsistencyLevel,
+    Freshness,
+    FreshnessInspected,
+    FreshnessReported,
+    LogEnd,
+    LogPlace,
+    ReadConsistency,
+    SearchStage,
+)
 from tessera.contracts.events.generation import (
     Capability,
     ChatMessage,
@@ -73,8 +84,10 @@ from tessera.contracts.events.validation import (
 __all__ = [
     "ArchiveRequested",
     "ArchivedItem",
+    "AwaitedWrite",
     "Capability",
     "ChatMessage",
+    "ConsistencyLevel",
     "ConsumerStatus",
     "DatasetReference",
     "DependencyStatus",
@@ -85,6 +98,9 @@ __all__ = [
     "EventRefused",
     "Evidence",
     "FinishReason",
+    "Freshness",
+    "FreshnessInspected",
+    "FreshnessReported",
     "GenerationCancelled",
     "GenerationChunk",
     "GenerationCompleted",
@@ -95,6 +111,8 @@ __all__ = [
     "GenerationTokenized",
     "IngestionInspected",
     "IngestionReported",
+    "LogEnd",
+    "LogPlace",
     "MemoryChanged",
     "MemoryGrounding",
     "MemoryKind",
@@ -106,6 +124,7 @@ __all__ = [
     "PolicyReported",
     "PolicySubmitted",
     "PromptTokens",
+    "ReadConsistency",
     "RecallCompleted",
     "RecallFilter",
     "RecallRequested",
@@ -116,6 +135,7 @@ __all__ = [
     "RequestFailed",
     "RetentionPolicy",
     "Role",
+    "SearchStage",
     "ServiceControlled",
     "ServiceStatus",
     "SweepCancelled",

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from tessera.contracts.base import EventData, Name, Record, RequestData, Text
 from tessera.contracts.errors import Problem
+from tessera.contracts.events.consistency import ReadConsistency
 from tessera.contracts.events.memory import RecalledMemory, RecallState
 from tessera.contracts.sealing import Sealable
 
@@ -56,6 +57,7 @@ class MemoryGrounding(Record):
     limit: Annotated[int, Field(ge=1, le=50)] = 5
     token_budget: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     conversation_id: Name | None = None
+    consistency: Annotated[ReadConsistency | None, Field(description="Fails the generation where recall is less fresh.")] = None
 
 
 class GenerationParameters(Record):

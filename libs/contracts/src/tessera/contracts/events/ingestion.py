@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tessera.contracts.base import Content, DocumentContent, EventData, Fraction, Metadata, Moment, Name, RequestData, Text
 from tessera.contracts.errors import Problem
+from tessera.contracts.events.consistency import AwaitedWrite
 from tessera.contracts.sealing import Sealable
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -108,3 +109,4 @@ class IngestionReported(EventData):
     ]
     memory_ids: tuple[str, ...] = ()
     reason: Problem | None = None
+    writes: Annotated[tuple[AwaitedWrite, ...], Field(description="The events of that id that were applied, for a consistency token.")] = ()

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tessera.contracts.base import EventData, Fraction, Metadata, Moment, Name, Record, RequestData, Text
+from tessera.contracts.events.consistency import Freshness, ReadConsistency
 from tessera.contracts.events.ingestion import Role
 from tessera.contracts.sealing import Sealable
 
@@ -91,6 +92,7 @@ class RecallRequested(RequestData):
     query: Sealable[Annotated[Text, Field(min_length=1, max_length=10_000)]]
     limit: Annotated[int, Field(ge=1, le=100)] = 10
     filter: RecallFilter = RecallFilter()
+    consistency: Annotated[ReadConsistency | None, Field(description="None: whatever is there.")] = None
 
 
 class RecallScores(Record):
@@ -134,6 +136,7 @@ class RecallCompleted(EventData):
 
     memories: tuple[RecalledMemory, ...]
     degraded: Annotated[tuple[str, ...], Field(description="Dependencies that were missing, such as `embedder`.")] = ()
+    freshness: Freshness | None = None
 
 
 class EmbeddingRequested(RequestData):

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 
 from tessera import resilience
-from tessera.bus import Bus, Outgoing, Reply, faults
+from tessera.bus import Bus, Outgoing, Position, Reply, faults
 from tessera.bus.codec import Encoded
 from tessera.bus.errors import RequestFailedError
 from tessera.contracts.base import EventData, RequestData
@@ -85,14 +85,15 @@ class BusLog:
         headers = tuple(record.encoded.headers)
         return AcceptedEvent(event_id, call.tenant_id, record.topic, key, headers, record.encoded.value, datetime.now(UTC))
 
-    async def send(self, event: AcceptedEvent) -> None:
+    async def send(self, event: AcceptedEvent) -> Position:
         """Under the same breaker and time-out as everything else that is published."""
         faults.reach(ACCEPTED_BEFORE_PUBLISH)
         record = Outgoing(event.topic, Encoded(list(event.headers), event.value), event.key)
         with told(doubt=True), span(f"publish {event.event_type}"):
             async with self.breaker.guard(), resilience.deadline(self._patience):
-                await self._bus.send(record)
+                place = await self._bus.send(record)
         faults.reach(PUBLISHED_BEFORE_ANSWER)
+        return place
 
     @property
     def openings(self) -> int | None:

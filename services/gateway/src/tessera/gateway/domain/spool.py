@@ -38,7 +38,15 @@ class AcceptedEvent:
     @property
     def event_type(self) -> str:
         """Its CloudEvents type; empty where it has none."""
-        return next((value.decode(errors="replace") for name, value in self.headers if name == "ce_type"), "")
+        return self._attribute("ce_type")
+
+    @property
+    def source(self) -> str:
+        """Its CloudEvents source; empty where it has none."""
+        return self._attribute("ce_source")
+
+    def _attribute(self, header: str) -> str:
+        return next((value.decode(errors="replace") for name, value in self.headers if name == header), "")
 
     def expired(self, ttl: timedelta) -> "AcceptedEvent":
         """The same event with the deadline that it has missed: memory refuses it, unless an earlier copy has arrived."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
+from tessera.bus import Position
 from tessera.contracts.errors import RetryableError
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.backlog import Backlog, Waiting, waiting_at
@@ -23,10 +24,21 @@ PAUSE: Final = timedelta(seconds=1)
 LOOK_EVERY: Final = timedelta(seconds=5)
 """How often segments that nobody holds are looked for, and metrics brought up to date."""
 
-HandedOver = Literal["accepted", "spooled"]
 Replayed = Literal["published", "waiting", "not_found"]
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """An event that will not be lost: it is in Kafka at `place`, or in the spool."""
+
+    place: Position | None = None
+
+    @property
+    def status(self) -> Literal["accepted", "spooled"]:
+        """The word for it."""
+        return "spooled" if self.place is None else "accepted"
 
 
 @dataclass(frozen=True)
@@ -59,20 +71,17 @@ class Handoff:
         While the spool holds anything of the event's key, the event goes behind it.
         """
         if self._store is None:
-            await self._log.send(event)
-            return "accepted"
+            return HandedOver(await self._log.send(event))
         refusal = errors.unavailable("The event log")
         if not self._backlog.holds(event.key):
             try:
-                await self._log.send(event)
+                return HandedOver(await self._log.send(event))
             except ApiError as error:
                 if error.code != refusal.code:
                     raise
                 refusal = error
-            else:
-                return "accepted"
         await self._kept(self._store, event, refusal)
-        return "spooled"
+        return HandedOver()
 
     async def _kept(self, store: SpoolStore, event: AcceptedEvent, refusal: ApiError) -> None:
         """Keeps the event also when the caller leaves meanwhile: what is on disk must be known here."""

@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
 
 from tessera.gateway.domain import errors
+from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.handlers.access import Authenticator
@@ -34,6 +35,7 @@ class Rooms:
     ready: Callable[[], Awaitable[tuple[bool, str]]]
     """Whether this replica can serve, and the word for it."""
     handoff: Handoff
+    tokens: Tokens
     models: ModelDirectory = field(default_factory=ModelDirectory)
     statuses: StatusDirectory = field(default_factory=StatusDirectory)
     generation: Limits = field(default_factory=Limits)

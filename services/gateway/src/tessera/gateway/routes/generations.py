@@ -10,6 +10,7 @@ from tessera.contracts import body_digest
 from tessera.contracts.events import Capability, GenerationRequested, ModelReference
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
 from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.handlers.consistency import awaited
 from tessera.gateway.handlers.generations import Generation, claimed, generation_id
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
 from tessera.gateway.routes.reading import CarefulRoute
@@ -74,6 +75,7 @@ async def _respond(
     request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, *, form: Form, keyed: bool
 ) -> Response:
     rooms = caller.rooms
+    accepted = await unless_disconnected(request, _once_fresh(caller, body, accepted))
     claim = await claimed(rooms.generations, rooms.log, accepted, caller.call, _digest(form, body)) if keyed else None
     if claim is not None:
         accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
@@ -88,6 +90,15 @@ async def _respond(
         await generation.close()
         raise
     return EventStream(generation, generation.frames(StreamedAnswer(answer)))
+
+
+async def _once_fresh(caller: Caller, body: GenerationBody, accepted: GenerationRequested) -> GenerationRequested:
+    """Waits until memory is as fresh as the body asks. Raises ApiError where it is not in time; then nothing was begun."""
+    if accepted.memory is None or body.consistency is None:
+        return accepted
+    fresh = body.consistency.fresh(caller.rooms.tokens, caller.tenant_id, caller.call.patience, param="tessera.memory.consistency")
+    proved = await awaited(caller.rooms.log, fresh, caller.call)
+    return accepted.model_copy(update={"memory": accepted.memory.model_copy(update={"consistency": proved})})
 
 
 def _digest(form: Form, body: GenerationBody) -> bytes:

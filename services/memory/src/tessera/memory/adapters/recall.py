@@ -10,15 +10,19 @@ from uuid import UUID
 from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tessera.bus.consistency import Seen, Target
+from tessera.bus.freshness import seen_in
+from tessera.contracts.catalogue import TrafficClass, consumer_group
 from tessera.contracts.errors import Problem
-from tessera.contracts.events import RecallFilter
+from tessera.contracts.events import AwaitedWrite, RecallFilter, SearchStage
 from tessera.memory.adapters import lexical
 from tessera.memory.adapters.sql import MEMORY_COLUMNS, memory_of, vector_text
 from tessera.memory.domain.bm25 import query_weights
+from tessera.memory.domain.freshness import Indexing
 from tessera.memory.domain.fusion import Bounds, Candidate, Extent, Pair
 from tessera.memory.domain.records import Memory
 from tessera.memory.domain.terms import sparse_text
-from tessera.memory.ports import Found, IngestionState, Question, Snapshot
+from tessera.memory.ports import Found, IngestionState, Question, Snapshot, ingestion_topics
 from tessera.storage import Database
 
 SMALLEST_POOL: Final = 100
@@ -65,6 +69,24 @@ _INGESTED: Final = text("""
 _REFUSED: Final = text(
     "SELECT code, message, field FROM refusal WHERE tenant_id = :tenant AND event_id = :event ORDER BY refused_at DESC LIMIT 1"
 )
+_APPLIED: Final = text("""
+    SELECT DISTINCT i.identity, i.body FROM memory m
+    JOIN inbox i ON i.tenant_id = m.tenant_id AND i.identity = m.origin_digest AND i.consumer = :consumer AND i.generation = 1
+    WHERE m.tenant_id = :tenant AND m.origin_id = :event
+""")
+# Only the work of new memories counts: one that is indexed anew, because its neighbours changed, can be found meanwhile.
+_INDEXING: Final = text("""
+    SELECT stage.name,
+        (SELECT min(id) FROM index_task t WHERE t.tenant_id = :tenant AND t.stage = stage.name AND t.neighbours) AS oldest,
+        (SELECT max(id) FROM index_task t WHERE t.tenant_id = :tenant AND t.stage = stage.name AND t.neighbours) AS newest
+    FROM (VALUES ('lexical'), ('vector')) AS stage (name)
+""")
+_AWAITED: Final = text("""
+    SELECT DISTINCT t.stage FROM memory m JOIN index_task t ON t.tenant_id = m.tenant_id AND t.memory_id = m.id AND t.neighbours
+    WHERE m.tenant_id = :tenant AND m.origin_digest = ANY(CAST(:identities AS bytea[]))
+""")
+_INGESTION: Final = consumer_group("memory", TrafficClass.INGESTION)
+_STAGES: Final[dict[str, SearchStage]] = {"lexical": "words", "vector": "vectors"}
 
 
 class PostgresMemoryStore:
@@ -112,9 +134,25 @@ class PostgresSnapshot:
         values = {"tenant": self._tenant_id, "event": event_id}
         rows = list(await self._connection.execute(_INGESTED, values))
         if rows:
-            return IngestionState(tuple(str(row.id) for row in rows), pending=any(row.pending for row in rows))
+            applied = await self._connection.execute(_APPLIED, {**values, "consumer": _INGESTION})
+            writes = tuple(AwaitedWrite(identity=bytes(row.identity).hex(), body=bytes(row.body).hex()) for row in applied)
+            return IngestionState(tuple(str(row.id) for row in rows), pending=any(row.pending for row in rows), writes=writes)
         refused = (await self._connection.execute(_REFUSED, values)).first()
         return IngestionState(refusal=Problem(code=refused.code, message=refused.message, param=refused.field) if refused else None)
+
+    async def seen(self, target: Target) -> Seen:
+        """See Snapshot."""
+        return await seen_in(self._connection, _INGESTION, self._tenant_id, ingestion_topics(self._tenant_id), target)
+
+    async def indexing(self, target: Target) -> Indexing:
+        """See Snapshot."""
+        left = [row for row in await self._connection.execute(_INDEXING, {"tenant": self._tenant_id}) if row.oldest is not None]
+        oldest, newest = ({_STAGES[row.name]: getattr(row, which) for row in left} for which in ("oldest", "newest"))
+        if not left or not target.writes:
+            return Indexing(frozenset(), oldest, newest)
+        identities = [write.identity for write in target.writes]
+        awaited = await self._connection.execute(_AWAITED, {"tenant": self._tenant_id, "identities": identities})
+        return Indexing(frozenset(_STAGES[row.stage] for row in awaited), oldest, newest)
 
 
 _EMPTY: Final = Extent(Bounds(0, 0), Bounds(0, 0), Bounds(0, 0), Bounds(0, 0))

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, StringConstraints
 from tessera.contracts.events import ChatMessage, GenerationParameters, MemoryGrounding, ModelReference
 from tessera.gateway.domain.errors import ApiError, unsupported
 from tessera.gateway.routes.schemas.common import Body, ModelId, Object, Real, Truth, View, Whole, Wide, examples
+from tessera.gateway.routes.schemas.consistency import ConsistencyOptions
 
 LOCAL_PROVIDER: Final = "local"
 
@@ -69,6 +70,10 @@ class MemoryOptions(Body):
     limit: Annotated[Whole, Field(ge=1, le=50)] = 5
     token_budget: Annotated[Whole, Field(ge=1, le=100_000)] = 2_000
     conversation_id: Annotated[str | None, Field(min_length=1, max_length=128, description="Only memories of this conversation.")] = None
+    consistency: Annotated[
+        ConsistencyOptions | None,
+        Field(description="What memory must hold; waits for it, or fails, before anything is generated."),
+    ] = None
 
 
 class TesseraOptions(Body):
@@ -139,7 +144,12 @@ class GenerationBody(Body):
     def grounding(self) -> MemoryGrounding | None:
         """What to recall; None where memory is not asked."""
         options = self.tessera.memory if self.tessera else None
-        return None if options is None else MemoryGrounding.model_validate(options.model_dump())
+        return None if options is None else MemoryGrounding.model_validate(options.model_dump(exclude={"consistency"}))
+
+    @property
+    def consistency(self) -> ConsistencyOptions | None:
+        """How fresh memory has to be; None where that is not asked."""
+        return self.tessera.memory.consistency if self.tessera and self.tessera.memory else None
 
     def _stops(self) -> tuple[str, ...]:
         if self.stop is None:

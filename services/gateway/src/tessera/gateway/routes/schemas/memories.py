@@ -17,6 +17,7 @@ from tessera.contracts.events import (
 )
 from tessera.gateway.handlers.memories import Ingested
 from tessera.gateway.routes.schemas.common import Body, View, Whole, examples
+from tessera.gateway.routes.schemas.consistency import ConsistencyOptions, ReadView, WrittenView
 
 EventId = Annotated[
     Text | None, Field(min_length=1, max_length=255, description="Your own id: the same id and body again changes nothing.")
@@ -98,14 +99,6 @@ class BatchBody(Body):
     items: Annotated[list[Any], Field(min_length=1, max_length=500, description="Items as `POST /v1/memories` takes them.")]
 
 
-class ConsistencyView(View):
-    """How to see that a write has arrived: it is admitted after this answer, not before."""
-
-    level: Literal["eventual"] = "eventual"
-    token: Annotated[str, Field(description="Stands for this write until it is admitted.")]
-    status_url: str
-
-
 class AcceptedView(View):
     """The event will not be lost."""
 
@@ -114,7 +107,7 @@ class AcceptedView(View):
         Literal["accepted", "spooled"],
         Field(description="accepted: in the log; spooled: the log is away, the event is on the gateway's disk and goes there."),
     ] = "accepted"
-    consistency: ConsistencyView
+    consistency: WrittenView
 
 
 class BatchItemView(View):
@@ -123,7 +116,7 @@ class BatchItemView(View):
     index: int
     status: Literal["accepted", "spooled", "refused", "failed"]
     event_id: str | None = None
-    consistency: ConsistencyView | None = None
+    consistency: WrittenView | None = None
     error: dict[str, str | None] | None = None
 
 
@@ -135,6 +128,7 @@ class BatchView(View):
     refused: int
     failed: int
     data: list[BatchItemView]
+    consistency: Annotated[WrittenView | None, Field(description="One token for all that was accepted or spooled.")] = None
 
 
 class IngestionView(View):
@@ -145,11 +139,12 @@ class IngestionView(View):
         Literal["unknown", "spooled", "applied", "searchable", "refused"],
         Field(
             description="unknown: not admitted yet, or never published; spooled: on this gateway's disk, waits for the log; "
-            "applied: stored; searchable: embedded too; refused: see reason."
+            "applied: stored, and found by its words a moment later; searchable: by its meaning too; refused: see reason."
         ),
     ]
     memory_ids: list[str]
     reason: Problem | None
+    consistency: Annotated[WrittenView | None, Field(description="Where it was applied: also for events that came by Kafka.")] = None
 
 
 class SearchBody(Body):
@@ -160,6 +155,7 @@ class SearchBody(Body):
     query: Annotated[Text, Field(min_length=1, max_length=10_000)]
     limit: Annotated[Whole, Field(ge=1, le=100)] = 10
     filter: RecallFilter = RecallFilter()
+    consistency: ConsistencyOptions | None = None
 
 
 class MemoryView(View):
@@ -188,3 +184,4 @@ class SearchView(View):
     object: Literal["list"] = "list"
     data: list[MemoryView]
     degraded: Annotated[list[str], Field(description="Dependencies that were missing; empty when the search was complete.")]
+    consistency: ReadView

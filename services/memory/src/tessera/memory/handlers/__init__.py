@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
 from tessera.bus import Emitter, Received
+from tessera.bus.waiting import WaitingRoom
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import InvalidError
 from tessera.contracts.events import (
@@ -19,12 +20,16 @@ from tessera.contracts.events import (
     EmbeddingCompleted,
     EmbeddingRequested,
     EntityPublished,
+    Freshness,
+    FreshnessInspected,
+    FreshnessReported,
     GenerationReady,
     GenerationTokenized,
     IngestionInspected,
     IngestionReported,
     MemoryChanged,
     MessagePublished,
+    ReadConsistency,
     RecallCompleted,
     RecalledMemory,
     RecallFilter,
@@ -38,15 +43,18 @@ from tessera.memory.domain.admission import Provenance
 from tessera.memory.domain.fusion import Ranked, fused
 from tessera.memory.domain.records import Memory
 from tessera.memory.domain.terms import terms
+from tessera.memory.handlers.reading import EVENTUAL, Readers, not_fresh
 from tessera.memory.ports import (
     AdmissionUnit,
     Archived,
     ArchiveUnit,
     Embedder,
     IngestionState,
+    LogEnds,
     MemoryStore,
     QueryEmbedder,
     Question,
+    Snapshot,
     Tenants,
 )
 from tessera.telemetry import metrics
@@ -72,6 +80,9 @@ class Handlers:
     store: MemoryStore
     embedder: Embedder
     queries: QueryEmbedder
+    log_ends: LogEnds
+    room: WaitingRoom = field(default_factory=WaitingRoom)
+    """Where questions wait for what they must hold."""
 
     async def message_published(self, event: Received[MessagePublished], unit: AdmissionUnit) -> None:
         """Admits a message. Raises InvalidError `tenant_unknown`, `tenant_suspended` or `sealed_content`, as all admissions do."""
@@ -121,18 +132,39 @@ class Handlers:
         await _tell_changes(unit, event.tenant_id, outcomes, sweep_id=event.data.sweep_id)
 
     async def recall_requested(self, event: Received[RecallRequested], emit: Emitter) -> None:
-        """Answers a search."""
-        found = await self.recall(event.tenant_id, opened(event.data.query), event.data.limit, event.data.filter)
-        await emit.reply(RecallCompleted(memories=found.memories, degraded=found.degraded))
+        """Answers a search, once it holds what was asked for; else says how far memory is."""
+        question = await self._question(event.tenant_id, opened(event.data.query), event.data.limit, event.data.filter)
+
+        async def answer(snapshot: Snapshot, freshness: Freshness) -> RecallCompleted:
+            found = await self._found(snapshot, question)
+            return RecallCompleted(memories=found.memories, degraded=found.degraded, freshness=freshness)
+
+        wanted = event.data.consistency or EVENTUAL
+        await self._readers.reply(event, wanted, emit, answer, lambda freshness: RecallCompleted(memories=(), freshness=freshness))
+
+    async def freshness_inspected(self, event: Received[FreshnessInspected], emit: Emitter) -> None:
+        """Answers when memory is as fresh as asked, or when it is known that it will not be in time."""
+
+        async def answer(_: Snapshot, freshness: Freshness) -> FreshnessReported:
+            return FreshnessReported(freshness=freshness)
+
+        await self._readers.reply(event, event.data.consistency, emit, answer, lambda freshness: FreshnessReported(freshness=freshness))
 
     async def generation_tokenized(self, event: Received[GenerationTokenized], emit: Emitter) -> None:
-        """Passes a generation on to the generator, with the memories it asked for."""
+        """Passes a generation on to the generator, with the memories it asked for.
+
+        Whoever asks for fresh ones has waited before: here is only proved that they are. Fails the generation where they are not.
+        """
         request, prompt = event.data.request, event.data.prompt
         ready = GenerationReady(request=request, prompt=prompt)
         query = grounding.question(request)
         if request.memory is not None and query.strip():
             wanted = request.memory
-            found = await self.recall(event.tenant_id, query, wanted.limit, RecallFilter(conversation_id=wanted.conversation_id))
+            question = await self._question(event.tenant_id, query, wanted.limit, RecallFilter(conversation_id=wanted.conversation_id))
+            found = await self._found_if_fresh(event.tenant_id, wanted.consistency, question)
+            if isinstance(found, Freshness):
+                await emit.fail(not_fresh(found))
+                return
             memories = await asyncio.to_thread(grounding.fitting, found.memories, request.model.encoding, wanted.token_budget)
             state = "degraded" if found.degraded else "complete"
             ready = GenerationReady(request=request, prompt=prompt, recall=state, memories=tuple(memories))
@@ -151,22 +183,44 @@ class Handlers:
         async with self.store.snapshot(event.tenant_id) as snapshot:
             found = await snapshot.ingestion(event.data.event_id)
         await emit.reply(
-            IngestionReported(event_id=event.data.event_id, state=_state(found), memory_ids=found.memory_ids, reason=found.refusal)
+            IngestionReported(
+                event_id=event.data.event_id, state=_state(found), memory_ids=found.memory_ids, reason=found.refusal, writes=found.writes
+            )
         )
 
     async def recall(self, tenant_id: str, query: str, limit: int, wanted: RecallFilter) -> Recollection:
         """Searches one tenant's memory. Without the embedder the answer is lexical and says so."""
+        question = await self._question(tenant_id, query, limit, wanted)
+        async with self.store.snapshot(tenant_id) as snapshot:
+            return await self._found(snapshot, question)
+
+    @property
+    def _readers(self) -> Readers:
+        return Readers(self.store, self.log_ends, self.room)
+
+    async def _question(self, tenant_id: str, query: str, limit: int, wanted: RecallFilter) -> Question:
         started = time.perf_counter()
         vector = await self.queries.vector(tenant_id, query)
-        question = Question(vector, self.embedder.model_id, dict(terms(query)), wanted, limit)
-        async with self.store.snapshot(tenant_id) as snapshot:
-            found = await snapshot.find(question)
-            ranked = fused(found.candidates, found.extent, vectors=vector is not None, now=datetime.now(UTC), limit=limit)
-            memories = await snapshot.memories([one.key for one in ranked])
+        return Question(vector, self.embedder.model_id, dict(terms(query)), wanted, limit, time.perf_counter() - started)
+
+    async def _found(self, snapshot: Snapshot, question: Question) -> Recollection:
+        started, vectors = time.perf_counter(), question.vector is not None
+        found = await snapshot.find(question)
+        ranked = fused(found.candidates, found.extent, vectors=vectors, now=datetime.now(UTC), limit=question.limit)
+        memories = await snapshot.memories([one.key for one in ranked])
         recalled = tuple(_recalled(memories[one.key], one) for one in ranked if one.key in memories)
-        metrics.RECALL_SECONDS.observe(time.perf_counter() - started)
-        metrics.RECALLS.labels(state="complete" if vector is not None else "degraded").inc()
-        return Recollection(recalled, () if vector is not None else (EMBEDDER,))
+        metrics.RECALL_SECONDS.observe(question.embedding_seconds + time.perf_counter() - started)
+        metrics.RECALLS.labels(state="complete" if vectors else "degraded").inc()
+        return Recollection(recalled, () if vectors else (EMBEDDER,))
+
+    async def _found_if_fresh(self, tenant_id: str, wanted: ReadConsistency | None, question: Question) -> Recollection | Freshness:
+        """The memories; how fresh they are instead where that is less than wanted. Does not wait."""
+        if wanted is None:
+            async with self.store.snapshot(tenant_id) as snapshot:
+                return await self._found(snapshot, question)
+        reading = await self._readers.reading(tenant_id, wanted)
+        freshness, found = await self._readers.look(tenant_id, reading, lambda snapshot, _: self._found(snapshot, question))
+        return found or freshness
 
 
 def _state(found: IngestionState) -> Literal["unknown", "applied", "searchable", "refused"]:
