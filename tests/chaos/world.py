@@ -26,9 +26,11 @@ _QUIET = {
     "TESSERA_VALIDATOR__VALIDATIONS__LEASE_SECONDS": "4",
     "TESSERA_VALIDATOR__VALIDATIONS__PROLONG_SECONDS": "1",
     "TESSERA_GENERATOR__LEASE_SECONDS": "3",
+    "TESSERA__DRAIN_SECONDS": "8",
+    "TESSERA__KAFKA__REBALANCE_TIMEOUT_SECONDS": "12",
     "TESSERA__TELEMETRY__TRACING": "false",
 }
-"""Short leases: a worker that died is replaced as fast as its consumers are."""
+"""Short leases and rebalances: what died, or is stuck, is replaced within seconds instead of a minute."""
 
 
 @dataclass
