@@ -30,7 +30,10 @@ CRASH_POINTS: dict[str, tuple[str, ...]] = {
     "validator": (*_TRANSACTIONAL, *_JOBS, "validation_judged_before_commit"),
 }
 """What the load of a scene reaches."""
-_LONGEST_LIFE_SECONDS = 25.0
+_LONGEST_LIFE_SECONDS = 20.0
+_PASSES = {"gateway": (10, 40)}
+"""How often a point is passed before the death, at least and at most: a gateway that dies of its first request starves all others."""
+_USUAL_PASSES = (1, 3)
 _POLL_SECONDS = 0.05
 
 
@@ -72,7 +75,8 @@ class Reaper:
 
     def _live(self, process: ServiceProcess, point: str) -> str:
         """One life; what it died of."""
-        armed = "" if point == RANDOM else f"{point}:{self.randomness.randint(1, 4)}"
+        passes = self.randomness.randint(*_PASSES.get(self.service, _USUAL_PASSES))
+        armed = "" if point == RANDOM else f"{point}:{passes}"
         _restart(process, self.service, armed)
         # A death at any time may come while the service starts, too.
         longest = _LONGEST_LIFE_SECONDS if armed else self.randomness.uniform(0.5, 10)

@@ -21,6 +21,8 @@ from tessera.testkit.history import ANOMALIES, Findings
 Inject = Callable[[World, Scene, random.Random], None]
 _AFTER_SECONDS = 2.0
 _KILLS_PER_ROUND = 10
+_KILL_RATES = Rates(posts=3.0, chats=2.0, jobs=2.0)
+"""Every crash point is reached within seconds."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def play_kills(world: World, randomness: random.Random, kills: int, bound_second
     decks = {service: deck(service, kills, randomness) for service in world.services}
     for first in range(0, kills, _KILLS_PER_ROUND):
         dealt = {name: deaths[first : first + _KILLS_PER_ROUND] for name, deaths in decks.items()}
-        with world.scene(KILL) as scene:
+        with world.scene(KILL, _KILL_RATES) as scene:
             for service, died in _killed(world, randomness, dealt):
                 result.kills.setdefault(service, Counter()).update(died)
             _measure(result, world, scene, bound_seconds)
