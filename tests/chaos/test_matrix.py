@@ -13,7 +13,7 @@ from chaos.world import World
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
-QUICK = ("postgres_killed", "redis_lost")
+QUICK = ("postgres_killed", "resets")
 
 
 @pytest.fixture(scope="module")
