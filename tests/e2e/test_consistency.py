@@ -270,7 +270,10 @@ def test_a_chat_is_grounded_on_what_was_just_written_with_the_official_client(ap
         if stream:
             text = "".join(chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(stream=True, **arguments))
         else:
-            text = client.chat.completions.create(**arguments).choices[0].message.content
+            answer = client.chat.completions.create(**arguments)
+            text = answer.choices[0].message.content or ""
+            assert answer.model_extra is not None
+            assert answer.model_extra["tessera"]["consistency"]["searchable"] in {"words", "vectors"}
         assert name in text
     with paused(application.platform):
         name, token = application.written()

@@ -192,8 +192,9 @@ def test_what_is_not_fresh_is_an_error_with_the_reason(standing: str, status: in
 async def test_a_generation_carries_what_was_reached_so_that_memory_can_prove_it_again(desk: Any) -> None:
     reached = LogEnd(topic="ingest.acme", partition=0, next_offset=7)
     desk.log.answers.append(FreshnessReported(freshness=fresh(ends=(reached,))))
-    proved = await awaited(desk.log, wanted("strong"), CALL)
+    proved, freshness = await awaited(desk.log, wanted("strong"), CALL)
     assert proved == ReadConsistency(level="read_your_writes", ends=(reached,), stage=None)
+    assert freshness == fresh(ends=(reached,))
     ((asked_for, _),) = desk.log.published
     assert isinstance(asked_for, FreshnessInspected)
 

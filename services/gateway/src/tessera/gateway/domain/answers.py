@@ -1,6 +1,5 @@
 """OpenAI's answer objects: chat completions, text completions and their chunks, as plain JSON values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +22,8 @@ class Answer:
     model_id: str
     created: int
     include_usage: bool = False
+    consistency: Json | None = None
+    """How fresh memory was, where that was asked for."""
 
     @property
     def id(self) -> str:
@@ -36,8 +37,13 @@ class Answer:
             "choices": [self._choice(completed)],
             "usage": usage_object(completed.usage),
             "system_fingerprint": None,
-            "tessera": grounding_object(completed),
+            "tessera": self.grounding(completed),
         }
+
+    def grounding(self, completed: GenerationCompleted) -> Json:
+        """What memory contributed."""
+        grounding = {"recall": completed.recall, "source_ids": list(completed.source_ids)}
+        return grounding if self.consistency is None else {**grounding, "consistency": self.consistency}
 
     def chunk(self, content: Json, finish_reason: str | None = None) -> Json:
         """One piece of a streamed answer; `content` is the delta of a chat or the text of a completion."""
@@ -108,7 +114,7 @@ class StreamedAnswer:
         answer = self._answer
         last = {
             **answer.chunk({"delta": {}} if answer.form == "chat" else {"text": ""}, completed.finish_reason),
-            "tessera": grounding_object(completed),
+            "tessera": answer.grounding(completed),
         }
         return [last, answer.usage_chunk(completed.usage)] if answer.include_usage else [last]
 
@@ -135,8 +141,3 @@ def usage_object(usage: Usage) -> Json:
         "total_tokens": total,
         "source": usage.source,
     }
-
-
-def grounding_object(completed: GenerationCompleted) -> Mapping[str, Any]:
-    """What memory contributed."""
-    return {"recall": completed.recall, "source_ids": list(completed.source_ids)}

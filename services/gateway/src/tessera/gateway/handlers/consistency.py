@@ -66,8 +66,8 @@ def _again(wanted: ReadConsistency, freshness: Freshness) -> ReadConsistency:
     return ReadConsistency(level="read_your_writes", ends=freshness.awaited, stage=wanted.stage)
 
 
-async def awaited(log: Log, fresh: Fresh, call: Call) -> ReadConsistency:
-    """Waits until memory is fresh enough, and returns what a later read has to prove again: it no longer has to wait for it.
+async def awaited(log: Log, fresh: Fresh, call: Call) -> tuple[ReadConsistency, Freshness | None]:
+    """Waits until memory is fresh enough; returns what a later read has to prove again, without waiting, and how fresh memory was.
 
     Raises ApiError as `checked` does.
     """
@@ -75,10 +75,10 @@ async def awaited(log: Log, fresh: Fresh, call: Call) -> ReadConsistency:
     answer = await asked(log, lambda consistency: FreshnessInspected(reply_partition=reply_partition, consistency=consistency), fresh, call)
     freshness = checked(expect(FreshnessReported, answer).freshness)
     if wanted.level == "eventual" or freshness is None:
-        return wanted
+        return wanted, freshness
     # What was searchable stays so; whether everything is, is not asked again: others go on writing.
     ends = freshness.ends if wanted.level == "strong" or wanted.maximum_age_seconds is not None else wanted.ends
-    return ReadConsistency(level="read_your_writes", writes=wanted.writes, ends=ends, stage=None)
+    return ReadConsistency(level="read_your_writes", writes=wanted.writes, ends=ends, stage=None), freshness
 
 
 def checked(freshness: Freshness | None) -> Freshness | None:

@@ -14,6 +14,7 @@ from tessera.gateway.handlers.consistency import awaited
 from tessera.gateway.handlers.generations import Generation, claimed, generation_id
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
 from tessera.gateway.routes.reading import CarefulRoute
+from tessera.gateway.routes.schemas.consistency import read_view
 from tessera.gateway.routes.schemas.generations import (
     ChatCompletionBody,
     ChatCompletionView,
@@ -75,12 +76,12 @@ async def _respond(
     request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, *, form: Form, keyed: bool
 ) -> Response:
     rooms = caller.rooms
-    accepted = await unless_disconnected(request, _once_fresh(caller, body, accepted))
+    accepted, consistency = await unless_disconnected(request, _once_fresh(caller, body, accepted))
     claim = await claimed(rooms.generations, rooms.log, accepted, caller.call, _digest(form, body)) if keyed else None
     if claim is not None:
         accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
     created = int(claim.created_at.timestamp() if claim else time.time())
-    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage)
+    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, consistency)
     generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim)
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer))
@@ -92,13 +93,20 @@ async def _respond(
     return EventStream(generation, generation.frames(StreamedAnswer(answer)))
 
 
-async def _once_fresh(caller: Caller, body: GenerationBody, accepted: GenerationRequested) -> GenerationRequested:
-    """Waits until memory is as fresh as the body asks. Raises ApiError where it is not in time; then nothing was begun."""
+async def _once_fresh(
+    caller: Caller, body: GenerationBody, accepted: GenerationRequested
+) -> tuple[GenerationRequested, dict[str, Any] | None]:
+    """Waits until memory is as fresh as the body asks, and says how fresh it is. Raises ApiError where it is not in time.
+
+    Nothing was begun then.
+    """
     if accepted.memory is None or body.consistency is None:
-        return accepted
-    fresh = body.consistency.fresh(caller.rooms.tokens, caller.tenant_id, caller.call.patience, param="tessera.memory.consistency")
-    proved = await awaited(caller.rooms.log, fresh, caller.call)
-    return accepted.model_copy(update={"memory": accepted.memory.model_copy(update={"consistency": proved})})
+        return accepted, None
+    tokens, tenant_id = caller.rooms.tokens, caller.tenant_id
+    fresh = body.consistency.fresh(tokens, tenant_id, caller.call.patience, param="tessera.memory.consistency")
+    proved, freshness = await awaited(caller.rooms.log, fresh, caller.call)
+    grounded = accepted.model_copy(update={"memory": accepted.memory.model_copy(update={"consistency": proved})})
+    return grounded, read_view(fresh.wanted.level, freshness, tokens, tenant_id).model_dump()
 
 
 def _digest(form: Form, body: GenerationBody) -> bytes:

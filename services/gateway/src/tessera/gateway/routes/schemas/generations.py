@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, StringConstraints
 from tessera.contracts.events import ChatMessage, GenerationParameters, MemoryGrounding, ModelReference
 from tessera.gateway.domain.errors import ApiError, unsupported
 from tessera.gateway.routes.schemas.common import Body, ModelId, Object, Real, Truth, View, Whole, Wide, examples
-from tessera.gateway.routes.schemas.consistency import ConsistencyOptions
+from tessera.gateway.routes.schemas.consistency import ConsistencyOptions, ReadView
 
 LOCAL_PROVIDER: Final = "local"
 
@@ -294,6 +294,7 @@ class GroundingView(View):
 
     recall: Literal["not_asked", "complete", "degraded"]
     source_ids: list[str]
+    consistency: Annotated[ReadView | None, Field(description="How fresh memory was; only where that was asked for.")] = None
 
 
 class AssistantMessageView(View):
