@@ -286,7 +286,15 @@ class Consumer:
 
     def _workshop(self, database: Database) -> Workshop:
         around = self._around
-        return Workshop(around.service, database, self._registry, self._in_flight, around.quarantine, around.kafka.batch_records)
+        return Workshop(
+            around.service,
+            database,
+            self._registry,
+            self._in_flight,
+            around.quarantine,
+            around.kafka.batch_records,
+            self._bench.commit_every,
+        )
 
 
 class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -6,7 +6,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -72,10 +73,14 @@ class Gate:
 class PartitionLoop(ABC):
     """Takes the records of one partition in order. `offer` and `close` are called by the consumer; `_run` is the mode's."""
 
-    def __init__(self, assignment: Assignment, gate: Gate, *, high_water: int, on_fatal: Callable[[FatalError], None]) -> None:
+    def __init__(
+        self, assignment: Assignment, gate: Gate, *, high_water: int, commit_every: timedelta, on_fatal: Callable[[FatalError], None]
+    ) -> None:
         self.assignment = assignment
         self._gate = gate
         self._high_water = high_water
+        self._commit_every = commit_every
+        self._committed: int | None = None
         self._on_fatal = on_fatal
         self._queue: deque[Record] = deque()
         self._arrived = asyncio.Event()
@@ -121,6 +126,11 @@ class PartitionLoop(ABC):
         """The next offset that is not handled yet, as far as known."""
 
     @property
+    @abstractmethod
+    def _finished(self) -> int | None:
+        """The offset to commit: everything below it is handled. None before the first."""
+
+    @property
     def waiting(self) -> int:
         """Records fetched and not yet taken."""
         return len(self._queue)
@@ -158,12 +168,8 @@ class PartitionLoop(ABC):
             else:
                 self._arrived.clear()
                 self.handled_at = time.monotonic()
-                await self._idle()
+                await self._arrived.wait()
         return []
-
-    async def _idle(self) -> None:
-        """Waits for records, or for the order to stop."""
-        await self._arrived.wait()
 
     def _pop(self, limit: int) -> list[Record]:
         taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
@@ -200,12 +206,32 @@ class PartitionLoop(ABC):
     def _is_assigned(self) -> bool:
         return self.assignment.partition in self.assignment.consumer.assignment()
 
-    async def _commit(self, offset: int) -> bool:
-        """Commits the group's offset and says whether that succeeded. A failure loses nothing: redelivery is harmless."""
+    @asynccontextmanager
+    async def _committing(self) -> AsyncIterator[None]:
+        """Commits the group's offset now and then while the block runs: at most as often as needed, never in the way of the next batch."""
+        committing = asyncio.create_task(self._keep_committing())
+        try:
+            yield
+        finally:
+            committing.cancel()
+
+    async def _keep_committing(self) -> None:
+        failures = 0
+        while True:
+            pause = BACKOFF.pause(failures) if failures else self._commit_every
+            await asyncio.sleep(pause.total_seconds())
+            failures = 0 if await self._commit_finished() else failures + 1
+
+    async def _commit_finished(self) -> bool:
+        """Commits what is finished, if that is news. False when it failed: only logged, for the next commit covers it."""
+        offset = self._finished
+        if offset is None or offset == self._committed or not self._is_assigned():
+            return True
         try:
             await self.assignment.consumer.commit({self.assignment.partition: offset})
         except (KafkaError, IllegalStateError) as error:
             _log.warning("offset not committed", partition=str(self.assignment.partition), offset=offset, error=repr(error))
             return False
+        self._committed = offset
         faults.reach(faults.OFFSET_COMMITTED)
         return True

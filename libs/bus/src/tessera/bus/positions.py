@@ -15,6 +15,7 @@ _BEGIN = text(
     "ON CONFLICT DO NOTHING"
 )
 _ADVANCE = text(
+    "WITH cleared AS (DELETE FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition) "
     "UPDATE consumer_position SET next_offset = :next_offset "
     "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored"
 )
@@ -64,7 +65,10 @@ class PositionRow:
         await connection.execute(_BEGIN, {**self._key(), "next_offset": next_offset})
 
     async def advance(self, connection: AsyncConnection, stored: int, next_offset: int) -> None:
-        """Moves the position. Raises FencedError when it is no longer at `stored`: then nothing of this transaction may stand."""
+        """Moves the position and takes the batch's mark away.
+
+        Raises FencedError when the position is no longer at `stored`: then nothing of this transaction may stand.
+        """
         result = await connection.execute(_ADVANCE, {**self._key(), "stored": stored, "next_offset": next_offset})
         if result.rowcount != 1:
             raise self._fenced(stored)
@@ -85,7 +89,7 @@ class PositionRow:
             raise self._fenced(stored)
 
     async def clear_mark(self, connection: AsyncConnection) -> None:
-        """Says that the batch is done or given back."""
+        """Says that the batch was given back."""
         await connection.execute(_CLEAR_MARK, self._key())
 
     def _fenced(self, stored: int) -> FencedError:

@@ -64,7 +64,7 @@ class KafkaSettings(BaseModel):
     window: Annotated[int, Field(ge=1, le=1_000)] = 64
     """Most events of one consumer in hand at once where order does not matter."""
     commit_milliseconds: Annotated[int, Field(ge=10)] = 200
-    """How often stateless consumers commit the finished head."""
+    """How often a consumer commits the offset up to which it has handled everything."""
 
     @field_validator("sasl_username", "sasl_password", mode="before")
     @classmethod

@@ -56,10 +56,9 @@ class StatelessLoop(PartitionLoop):
     def __init__(
         self, assignment: Assignment, gate: Gate, bench: Bench, *, high_water: int, on_fatal: Callable[[FatalError], None]
     ) -> None:
-        super().__init__(assignment, gate, high_water=high_water, on_fatal=on_fatal)
+        super().__init__(assignment, gate, high_water=high_water, commit_every=bench.commit_every, on_fatal=on_fatal)
         self._bench = bench
         self._head = OffsetHead()
-        self._committed: int | None = None
         self._in_hand: set[asyncio.Task[None]] = set()
         self._failure: FatalError | None = None
 
@@ -69,7 +68,7 @@ class StatelessLoop(PartitionLoop):
         for task in self._in_hand:
             task.cancel()
         await asyncio.gather(*self._in_hand, return_exceptions=True)
-        await self._commit_head()
+        await self._commit_finished()
 
     @property
     def position(self) -> int | None:
@@ -78,20 +77,21 @@ class StatelessLoop(PartitionLoop):
             return self._head.position if self._head.position is not None else self._head.first
         return self._head.first if self._head.first is not None else self._queue[0].offset
 
+    @property
+    def _finished(self) -> int | None:
+        return self._head.position
+
     def _has_work(self) -> bool:
         return bool(self._queue or self._in_hand)
 
     async def _run(self) -> None:
-        committing = asyncio.create_task(self._keep_committing())
-        try:
+        async with self._committing():
             while taken := await self._taken(1):
                 await self._begin(taken[0])
                 if self._failure is not None:
                     raise self._failure
             if self._in_hand:
                 await asyncio.wait(self._in_hand)
-        finally:
-            committing.cancel()
 
     async def _begin(self, record: Record) -> None:
         self._head.take(record.offset)
@@ -105,7 +105,7 @@ class StatelessLoop(PartitionLoop):
         """Handles one event to its end. The slot of the window is given back whatever happens."""
         try:
             if await self._handle(delivered(record, self.assignment)):
-                self._finished(record)
+                self._finish(record)
         except FatalError as error:
             self._failure = error
             self._on_fatal(error)
@@ -115,7 +115,7 @@ class StatelessLoop(PartitionLoop):
             if current is not None:
                 self._in_hand.discard(current)
 
-    def _finished(self, record: Record) -> None:
+    def _finish(self, record: Record) -> None:
         faults.reach(faults.EMITTED_BEFORE_OFFSET)
         self._head.finish(record.offset)
         self.handled_at = time.monotonic()
@@ -220,17 +220,6 @@ class StatelessLoop(PartitionLoop):
         if delivery.event is not None:
             return delivery.event.origin if delivery.event.origin.reply_partition is not None else None
         return loose_origin(delivery.record)
-
-    # --- offsets ----------------------------------------------------------------------------------
-    async def _keep_committing(self) -> None:
-        while True:
-            await asyncio.sleep(self._bench.commit_every.total_seconds())
-            await self._commit_head()
-
-    async def _commit_head(self) -> None:
-        position = self._head.position
-        if position is not None and position != self._committed and self._is_assigned() and await self._commit(position):
-            self._committed = position
 
 
 def _admitted(delivery: Delivery, unexplained: int) -> Received[EventData]:

@@ -43,8 +43,6 @@ MAXIMUM_ATTEMPTS: Final = 3
 
 _GIVE_BACK: Final = timedelta(seconds=5)
 """How long a stopping loop tries to take its mark back while Postgres is away."""
-_COMMIT_AGAIN: Final = timedelta(seconds=1)
-"""How soon an idle loop repeats a commit of the group's offset that failed."""
 
 _log = get_logger(__name__)
 
@@ -68,13 +66,14 @@ class Workshop:
     in_flight: asyncio.Semaphore
     quarantine: Quarantine
     batch_records: int
+    commit_every: timedelta
 
 
 class TransactionalLoop(PartitionLoop):
     """Handles one partition, batch by batch; one by one where an earlier attempt died."""
 
     def __init__(self, assignment: Assignment, gate: Gate, workshop: Workshop, *, on_fatal: Callable[[FatalError], None]) -> None:
-        super().__init__(assignment, gate, high_water=4 * workshop.batch_records, on_fatal=on_fatal)
+        super().__init__(assignment, gate, high_water=4 * workshop.batch_records, commit_every=workshop.commit_every, on_fatal=on_fatal)
         self._workshop = workshop
         self._row = PositionRow(assignment.group, assignment.name, assignment.partition.partition)
         self._located = False
@@ -85,7 +84,6 @@ class TransactionalLoop(PartitionLoop):
         self._redelivered: set[int] = set()
         self._broken: set[int] = set()
         self._marked: Mark | None = None
-        self._owed = False
         """The group's offset may be behind the position: operators would see lag that is none."""
 
     def start(self) -> None:
@@ -98,12 +96,17 @@ class TransactionalLoop(PartitionLoop):
         """The stored position; None until it has been read."""
         return self._position if self._located else None
 
+    @property
+    def _finished(self) -> int | None:
+        return self.position
+
     # --- position ---------------------------------------------------------------------------------
     async def _run(self) -> None:
         await self._persist(self._locate)
-        while batch := await self._taken(self._batch_limit()):
-            if fresh := [record for record in batch if record.offset >= self._position]:
-                await self._handle(fresh)
+        async with self._committing():
+            while batch := await self._taken(self._batch_limit()):
+                if fresh := [record for record in batch if record.offset >= self._position]:
+                    await self._handle(fresh)
 
     async def _persist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeats `step` with backoff until it succeeds or the loop stops."""
@@ -125,7 +128,7 @@ class TransactionalLoop(PartitionLoop):
             stored = await self._begin()
         start, end = await self._log_bounds()  # after the position, which a replica that is being replaced may still move with the log
         self._check_bounds(stored, start, end)
-        self._position, self._located, self._owed = stored, True, True
+        self._position, self._located = stored, True
         self._suspect(mark)
         if self._is_assigned():
             self.assignment.consumer.seek(self.assignment.partition, stored)
@@ -202,7 +205,7 @@ class TransactionalLoop(PartitionLoop):
                     await self._one_by_one(batch)
                     return
             else:
-                await self._finish(batch)
+                self._finish(batch)
                 return
             failures += 1
             await self._pause(failures)
@@ -240,7 +243,7 @@ class TransactionalLoop(PartitionLoop):
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
         mark = Mark(first, last, self._attempts.get(first, 0) + 1 if len(batch) == 1 else 1)
         self._marked = mark  # before it is known to be set: a commit in doubt is given back too
-        async with self._workshop.database.transaction() as connection:
+        async with self._workshop.database.statements() as connection:
             await self._row.set_mark(connection, self._position, mark)
         if len(batch) == 1:
             self._attempts[first] = mark.attempts
@@ -248,13 +251,19 @@ class TransactionalLoop(PartitionLoop):
     async def _attempt(self, batch: Sequence[Record]) -> None:
         await self._check_gap(batch[0].offset)
         deliveries = [delivered(record, self.assignment) for record in batch]
-        async with self._workshop.database.transaction() as connection:
-            rows = await self._apply(connection, deliveries)
-            await outbox.write(connection, rows)
-            await self._row.advance(connection, self._position, batch[-1].offset + 1)
-            await self._row.clear_mark(connection)
-            faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+        try:
+            await self._transact(deliveries, together=True)
+        except InvalidError:
+            # A savepoint around each batch would save this second attempt, but cost every sound batch two round trips.
+            await self._transact(deliveries, together=False)
         faults.reach(faults.COMMITTED_BEFORE_OFFSET)
+
+    async def _transact(self, deliveries: Sequence[Delivery], *, together: bool) -> None:
+        async with self._workshop.database.transaction() as connection:
+            rows = await self._apply(connection, deliveries, together=together)
+            await outbox.write(connection, rows)
+            await self._row.advance(connection, self._position, deliveries[-1].record.offset + 1)
+            faults.reach(faults.CONSUMED_BEFORE_COMMIT)
 
     async def _check_gap(self, first: int) -> None:
         """A gap is normal (compaction, aborted sends), unless the log's start has overtaken the position."""
@@ -262,29 +271,18 @@ class TransactionalLoop(PartitionLoop):
             start, _ = await self._log_bounds()
             self._check_bounds(self._position, start, first)
 
-    async def _finish(self, batch: Sequence[Record]) -> None:
+    def _finish(self, batch: Sequence[Record]) -> None:
         self._position, self._marked = batch[-1].offset + 1, None
         for record in batch:
             self._attempts.pop(record.offset, None)
             self._broken.discard(record.offset)
         self.handled_at = time.monotonic()
         metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(batch))
-        await self._commit_position()
-
-    async def _commit_position(self) -> None:
-        self._owed = not await self._commit(self._position)
-
-    async def _idle(self) -> None:
-        """Waits for records; meanwhile the group's offset follows the position where it could not before."""
-        try:
-            async with asyncio.timeout(_COMMIT_AGAIN.total_seconds() if self._owed else None):
-                await self._arrived.wait()
-        except TimeoutError:
-            await self._commit_position()
 
     async def close(self, grace: timedelta) -> None:
         """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
         await super().close(grace)
+        await self._commit_finished()
         mark, self._marked = self._marked, None
         if mark is not None:
             with suppress(SQLAlchemyError, TimeoutError):
@@ -320,19 +318,17 @@ class TransactionalLoop(PartitionLoop):
         _log.warning(
             "fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position
         )
-        self._position, self._owed = stored, True
+        self._position = stored
 
     # --- one event --------------------------------------------------------------------------------
-    async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> list[OutboxRow]:
-        """Applies every event and returns what is to be published, in order."""
+    async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery], *, together: bool) -> list[OutboxRow]:
+        """Applies every event and returns what is to be published, in order. Raises InvalidError when `together` one of them is refused."""
         entries = await self._enter(connection, deliveries)
         known = [(delivery, entries.get(delivery.record.offset, Entry.NEW)) for delivery in deliveries]
         fresh = [(delivery, entry) for delivery, entry in known if entry is not Entry.REPEATED]
         metrics.BUS_DUPLICATES.labels(consumer=self.assignment.group).inc(len(known) - len(fresh))
-        if len(fresh) > 1 and (events := self._sound(fresh)):
-            with suppress(InvalidError):
-                async with connection.begin_nested():
-                    return await self._apply_together(connection, events)
+        if together and len(fresh) > 1 and (events := self._sound(fresh)):
+            return await self._apply_together(connection, events)
         rows: list[OutboxRow] = []
         dead: list[Delivery] = []
         for delivery, entry in fresh:
