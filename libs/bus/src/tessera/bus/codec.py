@@ -7,9 +7,11 @@ opened; for now it is the identity.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -30,9 +32,14 @@ SPECIFICATION_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/json"
 _PREFIX: Final = "ce_"
 _MAXIMUM_ATTRIBUTE_BYTES: Final = 2_048
+_SURELY_SHORT: Final = _MAXIMUM_ATTRIBUTE_BYTES // 4
+"""Characters that cannot have more bytes than are allowed."""
 _MAXIMUM_FRAMED_BYTES: Final = MAXIMUM_EVENT_BYTES + 64 * 1024
 INGESTION: Final = "ingest"
 _NOTHING: Final = object()
+_CONTENT_TYPE: Final = "content-type"
+_REMEMBERED: Final = 1_024
+"""Names and types of headers whose reading is remembered: a handful in honest traffic, bounded in any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +75,40 @@ def encode(data: EventData, envelope: Envelope) -> Encoded:
 
 
 def _headers(event_type: str, envelope: Envelope) -> list[tuple[str, bytes]]:
-    attributes = {
-        "specversion": SPECIFICATION_VERSION,
-        "id": envelope.id,
-        "source": envelope.source,
-        "type": event_type,
-        "time": rfc3339(envelope.time),
-        "tenantid": envelope.tenant_id,
-        "subjectid": envelope.subject_id,
-        "requestid": envelope.request_id,
-        "deadline": rfc3339(envelope.deadline) if envelope.deadline else None,
-        "traceparent": envelope.traceparent,
-        "sequence": str(envelope.sequence) if envelope.sequence is not None else None,
-        "correlationid": envelope.correlation_id,
-    }
-    given = [(_PREFIX + name, value.encode()) for name, value in attributes.items() if value is not None]
-    return [*given, ("content-type", CONTENT_TYPE.encode())]
+    attributes = (
+        ("ce_specversion", SPECIFICATION_VERSION),
+        ("ce_id", envelope.id),
+        ("ce_source", envelope.source),
+        ("ce_type", event_type),
+        ("ce_time", rfc3339(envelope.time)),
+        ("ce_tenantid", envelope.tenant_id),
+        ("ce_subjectid", envelope.subject_id),
+        ("ce_requestid", envelope.request_id),
+        ("ce_deadline", rfc3339(envelope.deadline) if envelope.deadline else None),
+        ("ce_traceparent", envelope.traceparent),
+        ("ce_sequence", str(envelope.sequence) if envelope.sequence is not None else None),
+        ("ce_correlationid", envelope.correlation_id),
+        (_CONTENT_TYPE, CONTENT_TYPE),
+    )
+    return [(name, value.encode()) for name, value in attributes if value is not None]
 
 
 def rfc3339(moment: datetime) -> str:
     """A moment in UTC as RFC 3339 has it."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()[: -len("+00:00")] + "Z"
 
 
 def attributes_of(headers: Headers) -> dict[str, str]:
     """The CloudEvents attributes among `headers`, whatever their worth; broken UTF-8 is replaced. Never raises."""
     return {
-        name[len(_PREFIX) :].lower(): (value or b"").decode(errors="replace") for name, value in headers if name.lower().startswith(_PREFIX)
+        attribute: (value or b"").decode(errors="replace") for name, value in headers if (attribute := _attribute_name(name)) is not None
     }
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _attribute_name(header: str) -> str | None:
+    name = header.lower()
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
 
 
 def decode(record: Record, topic: Topic, name: str) -> Received[EventData]:
@@ -150,16 +163,15 @@ def tenant_of(attributes: Mapping[str, str], name: str) -> str:
 
 def is_tenant_id(value: str) -> bool:
     """Whether `value` has the form of a tenant's id (it may still be unknown)."""
-    return 0 < len(value) <= 63 and value[0] in _FIRST and all(character in _FURTHER for character in value)
+    return _TENANT_ID.fullmatch(value) is not None
 
 
-_FIRST: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
-_FURTHER: Final = _FIRST | frozenset("_-")
+_TENANT_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def _check_size(record: Record) -> None:
     size = len(record.value or b"")
-    framed = size + len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
+    framed = size + len(record.key or b"") + sum([len(name) + len(value or b"") for name, value in record.headers])
     if size > MAXIMUM_EVENT_BYTES or framed > _MAXIMUM_FRAMED_BYTES:
         raise InvalidError("event_too_large", f"The event has {size} bytes of data; at most {MAXIMUM_EVENT_BYTES} are allowed.")
 
@@ -169,9 +181,10 @@ def _event_class(attributes: Mapping[str, str], topic: Topic, headers: Headers) 
         raise InvalidError("specversion_unsupported", "Only CloudEvents 1.0 is read.", "specversion")
     _check_content_type(headers)
     wanted = _required(attributes, "type")
-    found = next((event for event in topic.event_types if event.event_type == wanted), None)
-    if found is None:
-        found = next((event for event in topic.event_types if UPCASTERS.reaches(wanted, event)), None)
+    for event_class in topic.event_types:
+        if event_class.event_type == wanted:
+            return event_class
+    found = next((event for event in topic.event_types if UPCASTERS.reaches(wanted, event)), None)
     if found is None:
         known = ", ".join(event.event_type for event in topic.event_types)
         raise InvalidError("event_type_unknown", f"The topic carries {known}; not the type that the event names.", "type")
@@ -179,10 +192,19 @@ def _event_class(attributes: Mapping[str, str], topic: Topic, headers: Headers) 
 
 
 def _check_content_type(headers: Headers) -> None:
-    given = next((value for name, value in headers if name.lower() == "content-type"), None)
-    media_type = (given or CONTENT_TYPE.encode()).decode(errors="replace").split(";", 1)[0].strip().lower()
-    if media_type != CONTENT_TYPE:
-        raise InvalidError("content_type_unsupported", f"Data must be {CONTENT_TYPE}, in CloudEvents' binary mode.", "datacontenttype")
+    for name, value in headers:
+        if name == _CONTENT_TYPE or name.lower() == _CONTENT_TYPE:
+            if value and not _is_json(value):
+                break
+            return
+    else:
+        return
+    raise InvalidError("content_type_unsupported", f"Data must be {CONTENT_TYPE}, in CloudEvents' binary mode.", "datacontenttype")
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _is_json(content_type: bytes) -> bool:
+    return content_type.decode(errors="replace").split(";", 1)[0].strip().lower() == CONTENT_TYPE
 
 
 def _required(attributes: Mapping[str, str], name: str) -> str:
@@ -196,7 +218,7 @@ def _optional(attributes: Mapping[str, str], name: str) -> str | None:
     value = attributes.get(name)
     if value is None:
         return None
-    if len(value.encode()) > _MAXIMUM_ATTRIBUTE_BYTES or "\x00" in value or "�" in value:
+    if (len(value) > _SURELY_SHORT and len(value.encode()) > _MAXIMUM_ATTRIBUTE_BYTES) or "\x00" in value or "�" in value:
         raise InvalidError("attribute_invalid", f"The attribute {name} is too long or no clean UTF-8.", name)
     return value
 

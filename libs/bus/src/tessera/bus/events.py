@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tessera.contracts.base import EventData
@@ -91,8 +92,17 @@ class Reply(Generic[D_co]):
 
 def reply_partition_of(data: EventData) -> int | None:
     """Where the asker of `data` listens: its own `reply_partition`, or that of the request it carries along; None where nobody asked."""
-    own = getattr(data, "reply_partition", None)
-    return known_reply_partition(own if own is not None else getattr(getattr(data, "request", None), "reply_partition", None))
+    may_ask, may_carry = _asking_fields(type(data))
+    own = getattr(data, "reply_partition", None) if may_ask else None
+    if own is None and may_carry:
+        own = getattr(getattr(data, "request", None), "reply_partition", None)
+    return known_reply_partition(own)
+
+
+@cache
+def _asking_fields(event_class: type[EventData]) -> tuple[bool, bool]:
+    """Whether events of a class have `reply_partition`, and `request`: asking a model for a field that it has not is slow."""
+    return "reply_partition" in event_class.model_fields, "request" in event_class.model_fields
 
 
 def known_reply_partition(value: Any) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,7 +22,7 @@ _BASE64: Final = "base64"
 class OutboxRow:
     """One record to be published. `topic` is the catalogue's name, or that of a dead-letter or refusal topic."""
 
-    event_id: UUID
+    event_id: UUID | str
     topic: str
     key: bytes | None
     encoded: Encoded
@@ -55,19 +56,16 @@ def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> str:
     """Headers as a JSON list, in order and with repeats; what is not plain text is Base64, so that any bytes survive."""
-    return json.dumps([_packed(name, value or b"") for name, value in headers])
+    return to_json([_packed(name, value or b"") for name, value in headers]).decode()
 
 
 def unpack_headers(packed: str) -> list[tuple[str, bytes]]:
     """The inverse of `pack_headers`."""
-    return [_unpacked(*parts) for parts in json.loads(packed)]
+    return [(parts[0], parts[1].encode()) if len(parts) == 2 else (parts[0], base64.b64decode(parts[1])) for parts in from_json(packed)]
 
 
-def _packed(name: str, value: bytes) -> list[str]:
-    decoded = value.decode(errors="replace")
-    clean = decoded.encode() == value and "\x00" not in decoded
-    return [name, decoded] if clean and "\x00" not in name else [name.replace("\x00", ""), base64.b64encode(value).decode(), _BASE64]
-
-
-def _unpacked(name: str, value: str, *encoding: Any) -> tuple[str, bytes]:
-    return name, base64.b64decode(value) if encoding else value.encode()
+def _packed(name: str, value: bytes) -> tuple[str, ...]:
+    if b"\x00" not in value and "\x00" not in name:
+        with suppress(UnicodeDecodeError):
+            return name, value.decode()
+    return name.replace("\x00", ""), base64.b64encode(value).decode(), _BASE64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -97,7 +96,7 @@ class Transaction:
             traceparent=self._traceparent,
         )
         row_key = key or (self.origin.correlation_id or self.origin.parent_id).encode()
-        self._rows.append(OutboxRow(UUID(envelope.id), topic_of(type(data)).name, row_key, encode(data, envelope), partition))
+        self._rows.append(OutboxRow(envelope.id, topic_of(type(data)).name, row_key, encode(data, envelope), partition))
         return envelope.id
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
 _TIME_BITS: Final = 48
+_UUID_DIGITS: Final = 32
 _SEPARATOR: Final = b"\x00"
 
 
@@ -48,11 +50,12 @@ def aggregate_key(tenant_id: str, kind: str, name: str) -> bytes:
 
 
 def _time_of(parent: UUID | str) -> int:
-    try:
-        value = parent if isinstance(parent, UUID) else UUID(parent)
-    except ValueError:
-        return int.from_bytes(hashlib.sha256(str(parent).encode()).digest()[:6], "big")
-    return value.int >> (128 - _TIME_BITS)
+    if isinstance(parent, UUID):
+        return parent.int >> (128 - _TIME_BITS)
+    if len(parent) >= _UUID_DIGITS:  # raising for each of the other ids costs more than all the rest
+        with suppress(ValueError):
+            return UUID(parent).int >> (128 - _TIME_BITS)
+    return int.from_bytes(hashlib.sha256(parent.encode()).digest()[:6], "big")
 
 
 def _assemble(milliseconds: int, rest: bytes, *, version: int) -> UUID:

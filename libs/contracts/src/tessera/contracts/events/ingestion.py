@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tessera.contracts.base import Content, DocumentContent, EventData, Fraction, Metadata, Moment, Name, RequestData, Text
+from tessera.contracts.base import NO_METADATA, Content, DocumentContent, EventData, Fraction, Metadata, Moment, Name, RequestData, Text
 from tessera.contracts.errors import Problem
 from tessera.contracts.events.consistency import AwaitedWrite
 from tessera.contracts.sealing import Sealable
@@ -25,7 +25,7 @@ class MessagePublished(EventData):
     speaker: Annotated[Name | None, Field(description="Who spoke, where the role is not enough.")] = None
     occurred_at: Annotated[Moment | None, Field(description="When it was said; the event's time where absent.")] = None
     importance: Annotated[Fraction | None, Field(description="Replaces the computed importance.")] = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
 
 class DocumentPublished(EventData):
@@ -39,7 +39,7 @@ class DocumentPublished(EventData):
     media_type: Literal["text/plain", "text/markdown"] = "text/plain"
     occurred_at: Moment | None = None
     importance: Fraction | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
 
 class EntityPublished(EventData):
@@ -52,7 +52,7 @@ class EntityPublished(EventData):
     kind: Annotated[Name, Field(description="person, place, organisation, product, …")]
     aliases: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
     description: Annotated[Text | None, Field(max_length=10_000)] = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
 
 class RelationPublished(EventData):
@@ -66,7 +66,7 @@ class RelationPublished(EventData):
     weight: Fraction = 1.0
     valid_from: Moment | None = None
     valid_to: Moment | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
     @model_validator(mode="after")
     def _validity_in_order(self) -> RelationPublished:

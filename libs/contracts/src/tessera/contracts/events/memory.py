@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tessera.contracts.base import EventData, Fraction, Metadata, Moment, Name, Record, RequestData, Text
+from tessera.contracts.base import NO_METADATA, EventData, Fraction, Metadata, Moment, Name, Record, RequestData, Text
 from tessera.contracts.events.consistency import Freshness, ReadConsistency
 from tessera.contracts.events.ingestion import Role
 from tessera.contracts.sealing import Sealable
@@ -44,7 +44,7 @@ class MemoryRecorded(EventData):
     weight: Fraction | None = None
     valid_from: Moment | None = None
     valid_to: Moment | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
 
 class MemoryChanged(EventData):
@@ -126,7 +126,7 @@ class RecalledMemory(Record):
     title: str | None = None
     chunk_index: int | None = None
     entity_id: Name | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = NO_METADATA
 
 
 class RecallCompleted(EventData):
