@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
@@ -15,7 +17,7 @@ from tessera.bus import faults
 from tessera.bus.codec import Encoded
 from tessera.bus.outbox import unpack_headers
 from tessera.bus.partitions import BACKOFF, PASSING
-from tessera.bus.publisher import Publisher, acknowledged
+from tessera.bus.publisher import Publisher, partition_of
 from tessera.bus.settings import ServiceSettings
 from tessera.bus.topics import TopicDirectory
 from tessera.contracts.errors import InvalidError
@@ -25,7 +27,9 @@ from tessera.telemetry import get_logger, metrics
 
 LEASE: Final = timedelta(seconds=5)
 """A relay that dies is replaced after at most this time."""
-_ROWS: Final = 500
+_ROWS: Final = 2_000
+_BYTES: Final = 16 * 1024 * 1024
+"""Most that is read at once, so that rows of 900 KiB do not fill the memory; one row more where the first is larger."""
 _IDLE_SECONDS: Final = 1.0
 _NAME: Final = "outbox"
 
@@ -36,10 +40,18 @@ _CLAIM = text(
     "WHERE relay_lease.holder = excluded.holder OR relay_lease.expires_at < now() RETURNING epoch"
 )
 _GIVE_UP = text("DELETE FROM relay_lease WHERE name = :name AND holder = :holder")
-_READ = text("SELECT id, topic, partition, key, headers::text AS headers, value FROM outbox ORDER BY id LIMIT :rows")
+_READ = text(
+    "SELECT id, topic, partition, key, headers, value FROM ("
+    "SELECT id, topic, partition, key, headers::text AS headers, value, "
+    "sum(octet_length(value)) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before "
+    "FROM (SELECT * FROM outbox ORDER BY id LIMIT :rows) AS oldest) AS given WHERE before IS NULL OR before < :bytes ORDER BY id"
+)
 _DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
 
 _log = get_logger(__name__)
+
+Lane = tuple[str, int]
+"""A topic and one of its partitions."""
 
 
 class Relay:
@@ -98,7 +110,7 @@ class Relay:
         await self._listen()
         self._woken.clear()
         if await self._claimed():
-            while await self._publish_some() == _ROWS:
+            while await self._publish_some():
                 if not await self._claimed():
                     return
         await self._wait()
@@ -119,29 +131,48 @@ class Relay:
         self._held_until = now + LEASE.total_seconds() if held else float("-inf")
         return held
 
-    async def _publish_some(self) -> int:
-        """Publishes and deletes the first rows. Returns how many there were."""
-        async with self._database.transaction() as connection:
-            rows = (await connection.execute(_READ, {"rows": _ROWS})).all()
+    async def _publish_some(self) -> bool:
+        """Publishes and deletes the first rows. Returns whether there may be more. Raises when some could not be published: they stay."""
+        async with self._database.statements() as connection:
+            rows = (await connection.execute(_READ, {"rows": _ROWS, "bytes": _BYTES})).all()
         if not rows:
-            return 0
+            return False
         faults.reach(faults.RELAY_READ_BEFORE_PUBLISH)
-        sent = [(row.topic, await self._send(row)) for row in rows]
-        await asyncio.gather(*(acknowledged(topic, future) for topic, future in sent))
+        published: list[int] = []
+        lanes = await self._lanes(rows)
+        outcomes = await asyncio.gather(*(self._publish_lane(*lane, published) for lane in lanes.items()), return_exceptions=True)
         faults.reach(faults.RELAY_PUBLISHED_BEFORE_DELETE)
-        async with self._database.transaction() as connection:
-            await connection.execute(_DELETE, {"ids": [row.id for row in rows]})
-        metrics.BUS_RELAYED.inc(len(rows))
-        return len(rows)
+        async with self._database.statements() as connection:
+            await connection.execute(_DELETE, {"ids": published})
+        metrics.BUS_RELAYED.inc(len(published))
+        for error in outcomes:
+            if error is not None:
+                raise error
+        return len(rows) == _ROWS or sum(len(row.value) for row in rows) >= _BYTES
 
-    async def _send(self, row: Row[Any]) -> asyncio.Future[Any]:
-        encoded = Encoded(unpack_headers(row.headers), bytes(row.value))
-        topic = await self._target(row.topic)
-        try:
-            return await self._publisher.send(topic, encoded, key=None if row.key is None else bytes(row.key), partition=row.partition)
-        except InvalidError:
-            _log.exception("a row of the outbox can never be published and blocks it", row=row.id, topic=topic)
-            raise
+    async def _lanes(self, rows: Sequence[Row[Any]]) -> dict[Lane, list[Row[Any]]]:
+        """The rows by topic and partition, in their order."""
+        targets = {topic: await self._target(topic) for topic in {row.topic for row in rows}}
+        partitions = {topic: sorted(await self._publisher.partitions(topic)) for topic in set(targets.values())}
+        lanes: dict[Lane, list[Row[Any]]] = {}
+        for row in rows:
+            target = targets[row.topic]
+            lanes.setdefault((target, _partition(row, partitions[target])), []).append(row)
+        return lanes
+
+    async def _publish_lane(self, lane: Lane, rows: Sequence[Row[Any]], published: list[int]) -> None:
+        """One batch after the other, each acknowledged before the next is sent: no row can overtake an earlier one of its partition."""
+        topic, partition = lane
+        records = [(row.key, Encoded(unpack_headers(row.headers), row.value)) for row in rows]
+        done = 0
+        while done < len(rows):
+            try:
+                taken = await self._publisher.publish_batch(topic, partition, records[done:])
+            except InvalidError:
+                _log.exception("a row of the outbox can never be published and blocks it", row=rows[done].id, topic=topic)
+                raise
+            published.extend(row.id for row in rows[done : done + taken])
+            done += taken
 
     async def _target(self, topic: str) -> str:
         """A tenant's refusals go to the shared topic until the tenant has its own: an unknown tenant must not be able to make topics."""
@@ -164,3 +195,10 @@ class Relay:
 
     def _wake(self, *_: Any) -> None:
         self._woken.set()
+
+
+def _partition(row: Row[Any], partitions: Sequence[int]) -> int:
+    """Where the row says, else where its key belongs; anywhere without a key."""
+    if row.partition is not None:
+        return int(row.partition)
+    return random.choice(partitions) if row.key is None else partition_of(row.key, partitions)  # noqa: S311

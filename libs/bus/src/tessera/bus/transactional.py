@@ -84,7 +84,6 @@ class TransactionalLoop(PartitionLoop):
         self._redelivered: set[int] = set()
         self._broken: set[int] = set()
         self._marked: Mark | None = None
-        """The group's offset may be behind the position: operators would see lag that is none."""
 
     def start(self) -> None:
         """Starts the loop; nothing is fetched until the stored position is known."""

@@ -33,6 +33,7 @@ BUS_FENCED = Counter(
 BUS_REJOINS = Counter("tessera_bus_rejoins_total", "Times a consumer that was alive but stuck joined its group anew.", ["consumer"])
 BUS_LAG = Gauge("tessera_bus_lag_events", "Events on the partition that are not handled yet.", ["consumer", "topic", "partition"])
 BUS_RELAYED = Counter("tessera_bus_relayed_events_total", "Rows of the outbox published and deleted.")
+BUS_PRODUCERS_REPLACED = Counter("tessera_bus_producers_replaced_total", "Producers that ended because a record was not acknowledged.")
 BUS_STREAM_OVERFLOWS = Counter(
     "tessera_bus_stream_overflows_total", "Replies dropped because their reader was too slow; it can resume from the log."
 )
