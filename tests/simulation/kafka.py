@@ -11,7 +11,7 @@ import asyncio
 import random
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
@@ -291,6 +291,25 @@ class Outgoing:
     sent: asyncio.Future[Any]
 
 
+class SimulatedBatch:
+    """aiokafka's BatchBuilder: full after a few records."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]] = []
+        self._closed = False
+
+    def append(
+        self, *, timestamp: int | None, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> object | None:
+        if self._closed or len(self.records) == _BATCH:
+            return None
+        self.records.append((key, value, headers))
+        return self
+
+    def close(self) -> None:
+        self._closed = True
+
+
 class SimulatedProducer:
     """AIOKafkaProducer with idempotence: one batch per partition on its way, repeated until it is acknowledged or given up."""
 
@@ -302,7 +321,11 @@ class SimulatedProducer:
         self._sequences: dict[TopicPartition, int] = defaultdict(int)
         self._senders: dict[TopicPartition, asyncio.Task[None]] = {}
         self._closed = False
+        self._ended = False
+        self._on_their_way: dict[TopicPartition, list[Outgoing]] = {}
         self.client = self
+        self._sender = SimpleNamespace(sender_task=SimpleNamespace(cancel=self._end))
+        self._message_accumulator = SimpleNamespace(fail_all=self._fail_all)
 
     async def start(self) -> None:
         self._id = await self._cluster.ask(self._cluster.new_producer)
@@ -332,33 +355,59 @@ class SimulatedProducer:
         partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> asyncio.Future[Any]:
-        if self._closed:
-            raise IllegalStateError("the producer is closed")
         place = TopicPartition(topic, partition) if partition is not None else self._cluster.place(topic, key)
+        return self._hand_over(place, key, value, headers)
+
+    def create_batch(self) -> SimulatedBatch:
+        return SimulatedBatch()
+
+    async def send_batch(self, batch: SimulatedBatch, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        place = TopicPartition(topic, partition)
+        while place in self._senders:
+            await asyncio.wait([self._senders[place]])
+        return [self._hand_over(place, *record) for record in batch.records][-1]
+
+    def _hand_over(
+        self, place: TopicPartition, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> asyncio.Future[Any]:
+        if self._closed or self._ended:
+            raise KafkaError("the producer takes nothing any more")
         sent = self._cluster.loop.create_future()
         self._waiting[place].append(Outgoing(key, value, list(headers), sent))
         if place not in self._senders:
             self._senders[place] = self._cluster.loop.create_task(self._sending(place))
         return sent
 
+    def _end(self) -> None:
+        """The sender's task is cancelled: what is on its way gets its answer, nothing else is sent."""
+        self._ended = True
+
+    def _fail_all(self, error: Exception) -> None:
+        for waiting in self._waiting.values():
+            _fail(waiting, error)
+            waiting.clear()
+        for batch in self._on_their_way.values():
+            _fail(batch, error)
+
     async def _sending(self, place: TopicPartition) -> None:
         waiting = self._waiting[place]
         while waiting:
             await asyncio.sleep(0)
+            if self._ended:
+                break
             batch = [waiting.popleft() for _ in range(min(_BATCH, len(waiting)))]
             sequence = self._sequences[place]
             self._sequences[place] += len(batch)
+            self._on_their_way[place] = batch
             await self._deliver(place, sequence, batch)
+            del self._on_their_way[place]
         del self._senders[place]
 
     async def _deliver(self, place: TopicPartition, sequence: int, batch: list[Outgoing]) -> None:
         try:
             offset = await self._acknowledged(place, sequence, batch)
         except KafkaError as error:
-            for record in batch:
-                if not record.sent.done():
-                    record.sent.set_exception(error)
-                    record.sent.exception()  # nobody need look at it
+            _fail(batch, error)
             return
         for number, record in enumerate(batch):
             if not record.sent.done():
@@ -368,7 +417,7 @@ class SimulatedProducer:
         """Repeats until there is an answer. Raises LeaderNotAvailableError when there is no leader for too long."""
         cluster = self._cluster
         began = cluster.loop.time()
-        while cluster.led or cluster.loop.time() - began <= self._ttl:
+        while not self._ended and (cluster.led or cluster.loop.time() - began <= self._ttl):
             if cluster.led:
                 try:
                     return int(await cluster.ask(lambda: self._offer(place, sequence, batch)))
@@ -385,6 +434,13 @@ class SimulatedProducer:
         if cluster.loses_acknowledgements and cluster.chance.random() < cluster.loses_acknowledgements:
             raise KafkaTimeoutError("the acknowledgement was lost")
         return offset
+
+
+def _fail(records: Iterable[Outgoing], error: Exception) -> None:
+    for record in records:
+        if not record.sent.done():
+            record.sent.set_exception(error)
+            record.sent.exception()  # nobody need look at it
 
 
 class SimulatedAdmin:

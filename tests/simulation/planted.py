@@ -13,6 +13,7 @@ from simulation.postgres import Result, Session, Values
 
 from tessera.bus import relay
 from tessera.bus.positions import PositionRow
+from tessera.bus.publisher import Publisher
 from tessera.bus.transactional import TransactionalLoop
 
 Bug = Callable[[], AbstractContextManager[Any]]
@@ -55,9 +56,16 @@ def relay_out_of_order() -> Iterator[None]:
     """The relay reads the newest rows first."""
 
     def newest_first(session: Session, values: Values) -> Result:
-        return Result(statements.read_outbox(session, {"rows": 1_000_000}).all()[::-1][: values["rows"]])
+        return Result(statements.read_outbox(session, {**values, "rows": 1_000_000}).all()[::-1][: values["rows"]])
 
     with patch.object(statements, "STATEMENTS", {**statements.STATEMENTS, relay._READ: newest_first}):
+        yield
+
+
+@contextmanager
+def producer_with_a_gap() -> Iterator[None]:
+    """A producer whose record was refused goes on, although the broker takes nothing more of the partition from it."""
+    with patch.object(Publisher, "_outcome", lambda *_: None):
         yield
 
 
@@ -66,5 +74,6 @@ BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
         "commit before effect": commit_before_effect,
         "no fence": no_fence,
         "relay out of order": relay_out_of_order,
+        "producer with a gap": producer_with_a_gap,
     }
 )

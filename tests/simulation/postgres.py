@@ -202,6 +202,16 @@ class Session:
             self.failed = True
             raise
 
+    def run_alone(self, function: Callable[[Session, Values], Result], values: Values) -> Result:
+        """One statement in a transaction of its own. Raises MustWaitError with nothing written."""
+        try:
+            result = self.run(function, values)
+        except PostgresError:
+            self.rollback()
+            raise
+        self.commit()
+        return result
+
     def savepoint(self) -> None:
         self.begin()
         self._savepoints.append((len(self._undo), self.failed))
@@ -422,6 +432,7 @@ class SimulatedConnection:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._session: Session | None = None
+        self._each_commits = False
 
     async def start(self) -> SimulatedConnection:
         """Connects."""
@@ -436,6 +447,7 @@ class SimulatedConnection:
 
     async def execution_options(self, **options: Any) -> SimulatedConnection:
         self.session.repeatable = options.get("isolation_level") == "REPEATABLE READ"
+        self._each_commits = options.get("isolation_level") == "AUTOCOMMIT"
         return self
 
     async def execute(self, statement: Any, values: Any = None) -> Result:
@@ -445,7 +457,8 @@ class SimulatedConnection:
             self._server.loop.broken.append({"message": "unknown statement", "exception": error})
             raise error
         session = self.session
-        result: Result = await self._server.ask(session, lambda: session.run(function, values or {}))
+        run = session.run_alone if self._each_commits else session.run
+        result: Result = await self._server.ask(session, lambda: run(function, values or {}), commit=self._each_commits)
         return result
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ def advance_position(session: Session, values: Values) -> Result:
     if row is None or row.next_offset != values["stored"]:
         return Result(rowcount=0)
     session.claim("consumer_position", [place])
+    clear_mark(session, values)
     session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
     return Result(rowcount=1)
 
@@ -132,7 +134,9 @@ def write_outbox(session: Session, values: Values) -> Result:
 
 
 def read_outbox(session: Session, values: Values) -> Result:
-    return Result(sorted(session.rows("outbox").values(), key=lambda row: row.id)[: values["rows"]])
+    oldest = sorted(session.rows("outbox").values(), key=lambda row: row.id)[: values["rows"]]
+    before = accumulate((len(row.value) for row in oldest), initial=0)
+    return Result([row for row, size in zip(oldest, before, strict=False) if size < values["bytes"]])
 
 
 def delete_from_outbox(session: Session, values: Values) -> Result:
