@@ -28,9 +28,11 @@ _QUIET = {
     "TESSERA_GENERATOR__LEASE_SECONDS": "3",
     "TESSERA__DRAIN_SECONDS": "8",
     "TESSERA__KAFKA__REBALANCE_TIMEOUT_SECONDS": "12",
+    "TESSERA__KAFKA__BATCH_RECORDS": "50",
     "TESSERA__TELEMETRY__TRACING": "false",
 }
-"""Short leases and rebalances: what died, or is stuck, is replaced within seconds instead of a minute."""
+"""Short leases and rebalances: what died, or is stuck, is replaced within seconds instead of a minute. Small batches: those of a batch that
+died are handled one by one."""
 
 
 @dataclass
