@@ -42,6 +42,8 @@ REQUESTS = 1_000
 STOPPED_SECONDS = int(os.environ.get("BENCH_STOPPED_SECONDS", "60"))
 ROLES = Path(__file__).with_name("roles.py")
 _SETTLED = timedelta(minutes=5)
+_FARTHEST = 1.5
+"""Times a floor may be slower than its parts, each measured by itself: beyond, the machine was too busy for the ratios to mean anything."""
 _DDL = (
     "CREATE TABLE memory.bench_effect "
     "(position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant_id text, event_id text, content text)",
@@ -215,28 +217,36 @@ def release_relay(at: Ground) -> None:
     at.sql("DELETE FROM memory.relay_lease")
 
 
+def _still_runs(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        raise RuntimeError(f"the service ended with {process.returncode}")
+
+
 def throughput(at: Ground) -> dict[str, Any]:
     """Applies EVENTS that wait in the log, then publishes what they left in the outbox."""
     hold_relay(at)
     with at.role("service") as process:
         pids = (*at.servers, process.pid)
-        first = eventually_blocking(lambda: applied(at), _SETTLED)
+        first = eventually_blocking(lambda: applied(at) or _still_runs(process), _SETTLED)
         with Stopwatch(pids) as applying:
             eventually_blocking(lambda: applied(at) >= EVENTS, _SETTLED)
         handled = EVENTS - first
         progress(f"bus: {handled / applying.wall:.0f} events/s, {applying.cpu / handled * 1000:.3f} CPU-s per 1,000")
-        waiting = int(at.sql("SELECT count(*) AS rows FROM memory.outbox")[0]["rows"])
+        waiting, oldest = at.sql("SELECT count(*), min(id) FROM memory.outbox")[0]
         release_relay(at)
+        # The relay looks for the lease once a second: that wait is no part of how fast it publishes.
+        eventually_blocking(lambda: not at.sql("SELECT 1 FROM memory.outbox WHERE id = $1", oldest), _SETTLED)
+        waiting_then = int(at.sql("SELECT count(*) AS rows FROM memory.outbox")[0]["rows"])
         with Stopwatch(pids) as publishing:
             eventually_blocking(lambda: not at.sql("SELECT 1 FROM memory.outbox LIMIT 1"), _SETTLED)
-        progress(f"relay: {waiting / publishing.wall:.0f} rows/s")
+        progress(f"relay: {waiting_then / publishing.wall:.0f} rows/s")
     stored = at.sql("SELECT count(*) AS rows, count(DISTINCT event_id) AS events FROM memory.bench_effect")[0]
     assert (stored["rows"], stored["events"], waiting) == (EVENTS, EVENTS, EVENTS), (dict(stored), waiting)
     return {
         "events_s": round(handled / applying.wall),
         "events_per_core_s": round(handled / applying.cpu),
-        "relay_rows_s": round(waiting / publishing.wall),
-        "relay_cpu_s_per_1000": round(publishing.cpu / waiting * 1000, 4),
+        "relay_rows_s": round(waiting_then / publishing.wall),
+        "relay_cpu_s_per_1000": round(publishing.cpu / waiting_then * 1000, 4),
     }
 
 
@@ -377,6 +387,25 @@ def one_hop(at: Ground) -> list[float]:
     return uvloop.run(_hops(at, f"{at.prefix}reply", f"{at.prefix}reply"))
 
 
+async def _commits(at: Ground) -> list[float]:
+    connection = await asyncpg.connect(at.database.admin_url)
+    taken = []
+    for number in range(REQUESTS + 100):
+        started = time.perf_counter()
+        async with connection.transaction():
+            await connection.execute("INSERT INTO memory.bench_effect (tenant_id, event_id) VALUES ('bench', $1)", str(number))
+        if number >= 100:
+            taken.append(time.perf_counter() - started)
+        await asyncio.sleep(0.005)
+    await connection.close()
+    return taken
+
+
+def one_commit(at: Ground) -> list[float]:
+    """One transaction of one row."""
+    return uvloop.run(_commits(at))
+
+
 def latencies(at: Ground) -> dict[str, Any]:
     """Ours beside the floors."""
     for statement in _NOTIFYING:
@@ -386,9 +415,10 @@ def latencies(at: Ground) -> dict[str, Any]:
     told = [milliseconds(values, share) for values in (ours, floor) for share in (0.5, 0.99)]
     progress(f"effect p50, p99 in ms: {told[:2]}; floor {told[2:]}")
     at.sql("DROP TRIGGER bench_told ON memory.bench_effect")
-    asked, hops, hop = request_reply(at), two_hops(at), one_hop(at)
+    asked, hops, hop, commit = request_reply(at), two_hops(at), one_hop(at), one_commit(at)
     progress(f"request and reply p50 {milliseconds(asked, 0.5)} ms, p99 {milliseconds(asked, 0.99)}; two hops {milliseconds(hops, 0.5)}")
     distance = milliseconds(hops, 0.5) / (2 * milliseconds(hop, 0.5))
+    effect_distance = milliseconds(floor, 0.5) / (milliseconds(hop, 0.5) + milliseconds(commit, 0.5))
     return {
         "effect_p50_ms": milliseconds(ours, 0.5),
         "effect_p99_ms": milliseconds(ours, 0.99),
@@ -402,8 +432,10 @@ def latencies(at: Ground) -> dict[str, Any]:
         "request_reply_p50_vs_floor": round(milliseconds(asked, 0.5) / milliseconds(hops, 0.5), 2),
         "request_reply_p99_vs_floor": round(milliseconds(asked, 0.99) / milliseconds(hops, 0.99), 2),
         "hop_p50_ms": milliseconds(hop, 0.5),
-        "floor_vs_hops": round(distance, 2),
-        "valid": distance <= 1.5,
+        "commit_p50_ms": milliseconds(commit, 0.5),
+        "request_reply_floor_vs_hops": round(distance, 2),
+        "effect_floor_vs_hop_and_commit": round(effect_distance, 2),
+        "valid": max(distance, effect_distance) <= _FARTHEST,
     }
 
 

@@ -29,6 +29,7 @@ from tessera.contracts.events import (
     DocumentPublished,
     EmbeddingRequested,
     EntityPublished,
+    FreshnessInspected,
     GenerationTokenized,
     IngestionInspected,
     MemoryRecorded,
@@ -94,7 +95,7 @@ def register(bus: Bus) -> None:
         ingestion.transactional(other)(ignore)
     chat = bus.consumer("chat")
     chat.replying(RecallRequested)(answer)
-    for asked in (EmbeddingRequested, IngestionInspected, GenerationTokenized):
+    for asked in (EmbeddingRequested, FreshnessInspected, IngestionInspected, GenerationTokenized):
         chat.replying(asked)(unanswered)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -66,6 +65,8 @@ def unpack_headers(packed: str) -> list[tuple[str, bytes]]:
 
 def _packed(name: str, value: bytes) -> tuple[str, ...]:
     if b"\x00" not in value and "\x00" not in name:
-        with suppress(UnicodeDecodeError):
+        try:
             return name, value.decode()
+        except UnicodeDecodeError:
+            pass
     return name.replace("\x00", ""), base64.b64encode(value).decode(), _BASE64

@@ -36,6 +36,9 @@ _JOINING: Final = "bus"
 _SETTLE: Final = timedelta(seconds=5)
 """Beyond the drain deadline: for disconnecting."""
 
+_GARBAGE_THRESHOLDS: Final = (50_000, 20, 100)
+"""Python's own (700, 10, 10) look at every record in the queues again and again: up to half of the time of building events."""
+
 _log = get_logger(__name__)
 
 
@@ -188,6 +191,7 @@ class Runtime(Generic[S]):
         self.health.phase = "serving"
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GARBAGE_THRESHOLDS)
         _log.info("service started", service=self.settings.service, instance=self.settings.instance)
 
     async def _start_bus(self) -> None:
