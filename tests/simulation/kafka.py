@@ -116,21 +116,22 @@ class Cluster:
             await self.loop.create_future()
         answer = self.loop.create_future()
 
-        def serve() -> None:
-            if answer.done():
-                return
-            if not self.reachable:
-                answer.set_exception(KafkaConnectionError("no broker answers"))
-                return
-            try:
-                result = request()
-            except Exception as error:  # noqa: BLE001
-                answer.set_exception(error)
-                return
-            if not asyncio.isfuture(result):
+        def tell(result: Any) -> None:
+            if not answer.done():
                 answer.set_result(result)
+
+        def serve() -> None:
+            """Also when nobody waits for the answer any longer: what was sent arrives."""
+            try:
+                result = request() if self.reachable else _refuse_connection()
+            except Exception as error:  # noqa: BLE001
+                if not answer.done():
+                    answer.set_exception(error)
+                return
+            if asyncio.isfuture(result):
+                result.add_done_callback(lambda done: tell(done.result()), context=WORLD)
             else:
-                result.add_done_callback(lambda done: answer.done() or answer.set_result(done.result()), context=WORLD)
+                tell(result)
 
         self.loop.call_later(self.latency(), serve, context=WORLD)
         return await answer
@@ -278,6 +279,10 @@ class Cluster:
                 self.loop.call_later(member.session_seconds - quiet + 0.01, look, context=WORLD)
 
         self.loop.call_later(member.session_seconds + 0.01, look, context=WORLD)
+
+
+def _refuse_connection() -> None:
+    raise KafkaConnectionError("no broker answers")
 
 
 # --- producer -------------------------------------------------------------------------------------------------------------------------

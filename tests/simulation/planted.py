@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 from unittest.mock import patch
@@ -11,7 +12,7 @@ from unittest.mock import patch
 from simulation import statements
 from simulation.postgres import Result, Session, Values
 
-from tessera.bus import relay
+from tessera.bus import consistency, relay
 from tessera.bus.positions import PositionRow
 from tessera.bus.publisher import Publisher
 from tessera.bus.transactional import TransactionalLoop
@@ -69,11 +70,25 @@ def producer_with_a_gap() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def token_too_early() -> Iterator[None]:
+    """A reader is told that a write is visible one event before it is, whatever is parked."""
+    judge = consistency.judge
+
+    def early(target: Any, seen: consistency.Seen) -> consistency.Judgement:
+        ahead = {partition: position + 1 for partition, position in seen.positions.items()}
+        return judge(target, replace(seen, positions=ahead, parked=()))
+
+    with patch.object(consistency, "judge", early):
+        yield
+
+
 BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
     {
         "commit before effect": commit_before_effect,
         "no fence": no_fence,
         "relay out of order": relay_out_of_order,
         "producer with a gap": producer_with_a_gap,
+        "token too early": token_too_early,
     }
 )

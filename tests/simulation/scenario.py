@@ -63,6 +63,8 @@ class Plan:
     faults: Sequence[Fault]
     crashes: frozenset[tuple[str, int]]
     """(point, how often it was reached before the process dies there)."""
+    reads: int = 0
+    """How often a client looks whether a write is visible."""
     kafka: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,6 +81,7 @@ class Plan:
             events=_events(chance),
             faults=() if calm else tuple(_fault(chance) for _ in range(chance.randint(1, 4))),
             crashes=frozenset((chance.choice(_POINTS), chance.randint(1, 4)) for _ in range(0 if calm else chance.choice((0, 0, 1, 2)))),
+            reads=chance.choice((0, 2, 4)),
             kafka={"batch_records": chance.choice((1, 2, 3, 5)), "heartbeat_milliseconds": 1_000},
         )
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 from simulation.postgres import Result, Row, Session, Values
 from sqlalchemy import text
 
-from tessera.bus import inbox, outbox, positions, relay
+from tessera.bus import freshness, inbox, outbox, positions, relay
+from tessera.storage import database
 from tessera.storage.delivery import outbox_channel
 
 SERVICE: Final = "memory"
@@ -21,6 +22,9 @@ LOCK_KEY: Final = text(
     "INSERT INTO turn (key, number) VALUES (:key, 1) ON CONFLICT (key) DO UPDATE SET number = turn.number + 1 RETURNING number"
 )
 """The row lock of an aggregate, under which its events get their order."""
+
+APPLIED: Final = text("SELECT event_id FROM effect")
+"""What a reader finds."""
 
 # --- positions and marks --------------------------------------------------------------------------
 
@@ -140,7 +144,7 @@ def read_outbox(session: Session, values: Values) -> Result:
 
 
 def delete_from_outbox(session: Session, values: Values) -> Result:
-    keys = [(number,) for number in values["ids"] if session.get("outbox", (number,)) is not None]
+    keys = [(number,) for number in dict.fromkeys(values["ids"]) if session.get("outbox", (number,)) is not None]
     session.claim("outbox", keys)
     for key in keys:
         session.write("outbox", key, None)
@@ -185,6 +189,50 @@ def lock_key(session: Session, values: Values) -> Result:
     return Result([Row(number=number)])
 
 
+def applied(session: Session, _: Values) -> Result:
+    return Result([Row(event_id=row.event_id) for row in session.rows("effect").values()])
+
+
+# --- readers --------------------------------------------------------------------------------------
+def set_tenant(session: Session, values: Values) -> Result:
+    session.begin()
+    return Result([Row(tenant=values["tenant"])])
+
+
+def seen_positions(session: Session, values: Values) -> Result:
+    return Result(
+        [
+            Row(topic=topic, partition=partition, next_offset=row.next_offset)
+            for (consumer, topic, partition), row in session.rows("consumer_position").items()
+            if consumer == values["consumer"] and topic in values["topics"]
+        ]
+    )
+
+
+def seen_parked(session: Session, values: Values) -> Result:
+    """The awaited ones, and the first of each state in each partition that may still have its effect."""
+    identities = set(values["identities"])
+    places = set(zip(values["topics"], values["partitions"], values["offsets"], strict=True))
+    found: dict[Any, Row] = {}
+    firsts: set[Any] = set()
+    for key, row in sorted(session.rows("parked").items()):
+        if key[0] != values["consumer"] or row.tenant_id != values["tenant"]:
+            continue
+        lane = (row.topic, row.partition, row.state)
+        is_first = row.state not in ("refused", "dead") and lane not in firsts
+        firsts.add(lane)
+        if row.identity in identities or key[1:] in places or is_first:
+            found[key] = row
+    names = ("topic", "partition", "offset", "identity", "state", "code", "message", "parked_at")
+    ordered = sorted(found.values(), key=lambda row: (row.parked_at, row.offset))
+    return Result([Row(**{name: getattr(row, name) for name in names}) for row in ordered])
+
+
+def seen_inbox(session: Session, values: Values) -> Result:
+    found = [session.get("inbox", (values["tenant"], values["consumer"], identity)) for identity in dict.fromkeys(values["identities"])]
+    return Result([Row(identity=row.identity, body=row.body) for row in found if row is not None])
+
+
 STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingProxyType(
     {
         positions._POSITION: read_position,
@@ -203,5 +251,10 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         relay._DELETE: delete_from_outbox,
         APPLY: apply,
         LOCK_KEY: lock_key,
+        APPLIED: applied,
+        database._SET_TENANT: set_tenant,
+        freshness._POSITIONS: seen_positions,
+        freshness._PARKED: seen_parked,
+        freshness._INBOX: seen_inbox,
     }
 )

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -16,19 +16,24 @@ from unittest.mock import patch
 from aiokafka import TopicPartition
 from pydantic import SecretStr
 from simulation import statements
-from simulation.kafka import Cluster, SimulatedAdmin, SimulatedConsumer, SimulatedFeed, SimulatedProducer
+from simulation.kafka import Cluster, LogRecord, SimulatedAdmin, SimulatedConsumer, SimulatedFeed, SimulatedProducer
 from simulation.loop import CURRENT, Process, ProcessKilledError, SimulationLoop
 from simulation.postgres import Server, Session, SimulatedDatabase
 from simulation.scenario import Event, Plan
-from simulation.statements import APPLY, LOCK_KEY, SERVICE
+from simulation.statements import APPLIED, APPLY, LOCK_KEY, SERVICE
 
 import tessera.resilience.retry
-from tessera.bus import Bus, Received, Transaction
+from tessera.bus import Bus, Received, Transaction, consistency
+from tessera.bus.events import Position
+from tessera.bus.freshness import seen_in
+from tessera.bus.outbox import unpack_headers
+from tessera.bus.partitions import PASSING
 from tessera.bus.settings import KafkaSettings, ServiceSettings
 from tessera.bus.transactional import MAXIMUM_ATTEMPTS
 from tessera.contracts.catalogue import consumed_by, dead_letter_topic
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError
 from tessera.contracts.events import DocumentPublished, EntityPublished, MemoryRecorded, MessagePublished, RelationPublished
+from tessera.contracts.ids import body_digest, identity_digest
 from tessera.storage import PostgresSettings
 from tessera.testkit.history import Findings, History, Outgoing, Sent, check
 
@@ -39,6 +44,7 @@ LETTERS: Final = dead_letter_topic(INPUT, SERVICE)
 GROUP: Final = f"{SERVICE}.ingestion"
 PATIENCE_SECONDS: Final = 240.0
 """Of virtual time, for everything to be done once the faults are over."""
+_SOURCE: Final = "/simulation"
 _MOMENT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -145,6 +151,8 @@ class World:
         self.trace: list[str] = []
         self.reached: Counter[str] = Counter()
         self._positions: dict[Any, int] = {}
+        self._told: set[str] = set()
+        """Ids of events that were refused, as far as that is committed."""
         self._born = 0
         self.server.commits.append(self._observe)
 
@@ -179,6 +187,7 @@ class World:
             self.start_replica()
         acts = [asyncio.create_task(self._produce(event)) for event in self.plan.events]
         acts += [asyncio.create_task(fault.strike(self)) for fault in self.plan.faults]
+        acts.append(asyncio.create_task(self._read()))
         await asyncio.gather(*acts)
         self._heal()
         await self._quiet()
@@ -192,6 +201,29 @@ class World:
         for _ in range(event.copies):
             self.cluster.append(self.cluster.place(INPUT, event.key.encode()), event.key.encode(), *_record(event))
             await asyncio.sleep(self.chance.random() * 0.5)
+
+    async def _read(self) -> None:
+        """A client that asks now and then whether a write is visible, and looks in the same snapshot."""
+        database = SimulatedDatabase(SERVICE, _settings().postgres, self.server)
+        for _ in range(self.plan.reads):
+            await asyncio.sleep(self.chance.random() * 2.0)
+            records = [record for partition, log in self.cluster.logs.items() if partition.topic == INPUT for record in log.records]
+            if records:
+                with suppress(*PASSING):
+                    await self._look_for(self.chance.choice(records), database)
+
+    async def _look_for(self, record: LogRecord, database: SimulatedDatabase) -> None:
+        event = _header(record, "ce_id")
+        identity = identity_digest(TENANT, _SOURCE, event)
+        write = consistency.Write(identity, body_digest(record.value or b""), Position(INPUT, record.partition, record.offset))
+        end = consistency.Target(ends={(INPUT, record.partition): record.offset + 1})
+        for target in (consistency.Target(writes=[write]), end):
+            async with database.reading(TENANT) as connection:
+                seen = await seen_in(connection, GROUP, TENANT, [INPUT], target)
+                applied = {row.event_id for row in await connection.execute(APPLIED)}
+            satisfied = consistency.judge(target, seen).standing is consistency.Standing.SATISFIED
+            if satisfied and event not in applied and event not in self._told:
+                self.violations.append(f"a reader was told that {event} is visible, and did not find it")
 
     def _heal(self) -> None:
         """From now on nothing goes wrong, and at least one replica lives."""
@@ -236,6 +268,9 @@ class World:
         for row in session._writes["effect"].values():
             if row is not None:
                 self.effects.append(row.event_id)
+        for row in session._writes["outbox"].values():
+            if row is not None and row.topic == LETTERS:
+                self._told.add(_header_of(row.headers, "ce_id"))
         for key, row in session._writes["consumer_position"].items():
             if row is not None and row.next_offset < self._positions.get(key, 0):
                 self.violations.append(f"the position of {key} went back from {self._positions[key]} to {row.next_offset}")
@@ -410,8 +445,12 @@ def _body(conversation: str, content: str) -> bytes:
 
 
 def _record(event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
-    attributes = {"specversion": "1.0", "id": event.id, "source": "/simulation", "type": MessagePublished.event_type, "tenantid": TENANT}
+    attributes = {"specversion": "1.0", "id": event.id, "source": _SOURCE, "type": MessagePublished.event_type, "tenantid": TENANT}
     return _body(event.key, event.content), [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+
+
+def _header_of(packed: str, name: str) -> str:
+    return next((value.decode() for header, value in unpack_headers(packed) if header == name), "")
 
 
 def _header(record: Any, name: str) -> str:
