@@ -269,6 +269,8 @@ class Cluster:
             group = self.groups[name]
             if group.members.get(member.name) is not member or group.generation != generation:
                 return
+            if member.joining is not None:
+                member.seen = self.loop.time()  # it waits for the others: nobody expects heartbeats
             quiet = self.loop.time() - member.seen
             if quiet > member.session_seconds:
                 del group.members[member.name]

@@ -82,7 +82,7 @@ class Plan:
             faults=() if calm else tuple(_fault(chance) for _ in range(chance.randint(1, 4))),
             crashes=frozenset((chance.choice(_POINTS), chance.randint(1, 4)) for _ in range(0 if calm else chance.choice((0, 0, 1, 2)))),
             reads=chance.choice((0, 2, 4)),
-            kafka={"batch_records": chance.choice((1, 2, 3, 5)), "heartbeat_milliseconds": 1_000},
+            kafka={"batch_records": chance.choice((1, 2, 3, 5)), "heartbeat_milliseconds": 1_000, "commit_milliseconds": 1_000},
         )
 
 
@@ -102,7 +102,7 @@ def _content(chance: random.Random) -> str:
 
 
 def _fault(chance: random.Random) -> Fault:
-    return Fault(chance.random() * 4.0, chance.choice(_STRIKING), chance.choice((0.2, 1.0, 4.0, 10.0)), chance.choice((0.2, 0.5)))
+    return Fault(chance.random() * 4.0, chance.choice(tuple(_FAULTS)), chance.choice((0.2, 1.0, 4.0, 10.0)), chance.choice((0.2, 0.5)))
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------------------------
@@ -213,5 +213,3 @@ _FAULTS: Final[dict[str, Callable[[World, Fault], Awaitable[None]]]] = {
     "join": _join,
     "leave": _leave,
 }
-
-_STRIKING: Final = tuple(kind for kind in _FAULTS if kind not in ("no leader", "records refused"))

@@ -293,12 +293,14 @@ class World:
         return own + shared
 
     def _judge(self) -> Verdict:
-        sent, letters, outgoing = self._sent(), self._letters(), self._outgoing()
+        letters, outgoing = self._letters(), self._outgoing()
+        again = {event.id for event in self.plan.events if event.copies > 1}.intersection(letters, self.effects)
+        sent = [Sent(event.id, f"{event.id} alone" if event.id in again else event.key) for event in self._sent()]
         left = [*self.unfinished(), *(f"the mark {key}: {row}" for key, row in self.server.tables["batch_mark"].items())]
         history = History(
             sent=sent,
             acknowledged=[event.id for event in sent],
-            refused=letters,
+            refused=set(letters) - again,  # of which one copy was refused after three deaths and the next one applied, as if replayed
             effects=self.effects,
             outgoing=outgoing,
             unfinished=left,
