@@ -15,6 +15,7 @@ from simulation.postgres import Result, Session, Values
 from tessera.bus import consistency, relay
 from tessera.bus.positions import PositionRow
 from tessera.bus.publisher import Publisher
+from tessera.bus.tracking import OffsetHead
 from tessera.bus.transactional import TransactionalLoop
 
 Bug = Callable[[], AbstractContextManager[Any]]
@@ -34,6 +35,19 @@ def commit_before_effect() -> Iterator[None]:
         """Done already."""
 
     with patch.object(TransactionalLoop, "_attempt", early), patch.object(PositionRow, "advance", late):
+        yield
+
+
+@contextmanager
+def finished_when_taken() -> Iterator[None]:
+    """The offset of a request is committed before the request is answered."""
+    take = OffsetHead.take
+
+    def early(head: OffsetHead, offset: int) -> None:
+        take(head, offset)
+        head.finish(offset)
+
+    with patch.object(OffsetHead, "take", early):
         yield
 
 
@@ -86,6 +100,7 @@ def token_too_early() -> Iterator[None]:
 BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
     {
         "commit before effect": commit_before_effect,
+        "finished when taken": finished_when_taken,
         "no fence": no_fence,
         "relay out of order": relay_out_of_order,
         "producer with a gap": producer_with_a_gap,

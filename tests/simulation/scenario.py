@@ -55,6 +55,8 @@ class Plan:
     """The world of a seed."""
 
     seed: int
+    answering: bool
+    """Requests instead of ingestion."""
     shuffled: bool
     partitions: int
     replicas: int
@@ -74,6 +76,7 @@ class Plan:
         calm = chance.random() < 0.1
         return cls(
             seed=seed,
+            answering=seed % 4 == 3,
             shuffled=chance.random() < 0.5,
             partitions=chance.choice((1, 2, 2, 3)),
             replicas=chance.choice((1, 2, 2, 3)),

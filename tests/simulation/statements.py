@@ -49,14 +49,16 @@ def begin_position(session: Session, values: Values) -> Result:
 
 
 def advance_position(session: Session, values: Values) -> Result:
+    """The mark goes in any case: the transaction does not outlive a fence that does not match."""
     place = _place(values)
     row = session.get("consumer_position", place)
-    if row is None or row.next_offset != values["stored"]:
-        return Result(rowcount=0)
-    session.claim("consumer_position", [place])
+    matches = row is not None and row.next_offset == values["stored"]
+    if matches:
+        session.claim("consumer_position", [place])
     clear_mark(session, values)
-    session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
-    return Result(rowcount=1)
+    if matches:
+        session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
+    return Result(rowcount=int(matches))
 
 
 def read_mark(session: Session, values: Values) -> Result:

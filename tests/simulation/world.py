@@ -23,7 +23,7 @@ from simulation.scenario import Event, Plan
 from simulation.statements import APPLIED, APPLY, LOCK_KEY, SERVICE
 
 import tessera.resilience.retry
-from tessera.bus import Bus, Received, Transaction, consistency
+from tessera.bus import Bus, Emitter, Received, Transaction, consistency
 from tessera.bus.events import Position
 from tessera.bus.freshness import seen_in
 from tessera.bus.outbox import unpack_headers
@@ -32,7 +32,19 @@ from tessera.bus.settings import KafkaSettings, ServiceSettings
 from tessera.bus.transactional import MAXIMUM_ATTEMPTS
 from tessera.contracts.catalogue import consumed_by, dead_letter_topic
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError
-from tessera.contracts.events import DocumentPublished, EntityPublished, MemoryRecorded, MessagePublished, RelationPublished
+from tessera.contracts.events import (
+    DocumentPublished,
+    EmbeddingRequested,
+    EntityPublished,
+    FreshnessInspected,
+    GenerationTokenized,
+    IngestionInspected,
+    MemoryRecorded,
+    MessagePublished,
+    RecallCompleted,
+    RecallRequested,
+    RelationPublished,
+)
 from tessera.contracts.ids import body_digest, identity_digest
 from tessera.storage import PostgresSettings
 from tessera.testkit.history import Findings, History, Outgoing, Sent, check
@@ -40,6 +52,7 @@ from tessera.testkit.history import Findings, History, Outgoing, Sent, check
 TENANT: Final = "acme"
 INPUT: Final = "ingest"
 OUTPUT: Final = "memory.recorded"
+QUESTIONS: Final = "recall.requested"
 LETTERS: Final = dead_letter_topic(INPUT, SERVICE)
 GROUP: Final = f"{SERVICE}.ingestion"
 PATIENCE_SECONDS: Final = 240.0
@@ -93,7 +106,13 @@ class Replica:
         self._stopping = asyncio.Event()
         self._dead = asyncio.Event()
         self.process.on_death.append(self._dead.set)
-        self.task = world.loop.run_in(self.process, self._run())
+        self.task = world.loop.run_in(self.process, self._live())
+
+    async def _live(self) -> None:
+        try:
+            await self._run()
+        except Exception as error:  # noqa: BLE001
+            self._world.violations.append(f"{self.name} broke: {error!r}")
 
     async def _run(self) -> None:
         world = self._world
@@ -130,15 +149,18 @@ class Replica:
 
 
 class World:
-    """Everything of one run."""
+    """Everything of one run. This one ingests: transactional, each event one row and one outgoing event."""
+
+    input = INPUT
+    group = GROUP
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.chance = random.Random(f"world {plan.seed}")
         self.loop = SimulationLoop(self.chance, shuffled=plan.shuffled)
-        topics = {INPUT: plan.partitions, OUTPUT: 2, LETTERS: 1, "refused": 1}
+        topics = {self.input: plan.partitions, OUTPUT: 2, LETTERS: 1, "refused": 1}
         self.server = Server(self.loop, random.Random(f"postgres {plan.seed}"), statements.STATEMENTS)
-        self.cluster = Cluster(self.loop, random.Random(f"kafka {plan.seed}"), {**topics, **_other_topics()})
+        self.cluster = Cluster(self.loop, random.Random(f"kafka {plan.seed}"), {**_other_topics(), **topics})
         self.cluster.gaps = plan.gaps
         self.replicas: dict[str, Replica] = {}
         self.effects: list[str] = []
@@ -199,7 +221,7 @@ class World:
     async def _produce(self, event: Event) -> None:
         await asyncio.sleep(event.at)
         for _ in range(event.copies):
-            self.cluster.append(self.cluster.place(INPUT, event.key.encode()), event.key.encode(), *_record(event))
+            self.cluster.append(self.cluster.place(self.input, event.key.encode()), event.key.encode(), *self.record(event))
             await asyncio.sleep(self.chance.random() * 0.5)
 
     async def _read(self) -> None:
@@ -207,7 +229,7 @@ class World:
         database = SimulatedDatabase(SERVICE, _settings().postgres, self.server)
         for _ in range(self.plan.reads):
             await asyncio.sleep(self.chance.random() * 2.0)
-            records = [record for partition, log in self.cluster.logs.items() if partition.topic == INPUT for record in log.records]
+            records = self._records(INPUT)
             if records:
                 with suppress(*PASSING):
                     await self._look_for(self.chance.choice(records), database)
@@ -252,16 +274,19 @@ class World:
         """What is still to be done."""
         left = [f"{len(self.server.tables['outbox'])} rows in the outbox"] if self.server.tables["outbox"] else []
         for partition, log in self.cluster.logs.items():
-            if partition.topic != INPUT or not log.records:
+            if partition.topic != self.input or not log.records:
                 continue
             end = log.records[-1].offset + 1
-            row = self.server.tables["consumer_position"].get((GROUP, INPUT, partition.partition))
-            if row is None or row.next_offset < end:
-                left.append(f"{partition} is at {row and row.next_offset} of {end}")
-            offset = self.cluster.groups[GROUP].offsets.get(partition, 0)
+            left += self.behind(partition, end)
+            offset = self.cluster.groups[self.group].offsets.get(partition, 0)
             if offset < end:
                 left.append(f"the group's offset of {partition} is {offset} of {end}")
         return left
+
+    def behind(self, partition: TopicPartition, end: int) -> list[str]:
+        """What the stored position of a partition lacks."""
+        row = self.server.tables["consumer_position"].get((GROUP, INPUT, partition.partition))
+        return [f"{partition} is at {row and row.next_offset} of {end}"] if row is None or row.next_offset < end else []
 
     # --- observing --------------------------------------------------------------------------------
     def _observe(self, session: Session) -> None:
@@ -293,26 +318,31 @@ class World:
         return own + shared
 
     def _judge(self) -> Verdict:
-        letters, outgoing = self._letters(), self._outgoing()
+        left = [*self.unfinished(), *(f"the mark {key}: {row}" for key, row in self.server.tables["batch_mark"].items())]
+        findings = check(self.history(left))
+        refusable = {event.id for event in self.plan.events if event.is_refusable}
+        if self._presumed_deaths() + bool(self.failures) < MAXIMUM_ATTEMPTS:
+            self.violations += [f"{event} was refused without a reason" for event in self._letters() if event not in refusable]
+        self.violations += [f"something broke: {context.get('message')} {context.get('exception')!r}" for context in self._broken()]
+        end = f"{self.loop.time():.9f} s, {self.loop.steps} steps, {len(self.effects)} effects, {len(self._records(OUTPUT))} records"
+        story = "\n".join([*self.trace, end])
+        return Verdict(self.plan.seed, findings, self.violations, self.loop.steps, self.loop.time(), story)
+
+    def history(self, left: list[str]) -> History:
+        """What was promised, and what is found."""
+        letters = self._letters()
         again = {event.id for event in self.plan.events if event.copies > 1}.intersection(letters, self.effects)
         sent = [Sent(event.id, f"{event.id} alone" if event.id in again else event.key) for event in self._sent()]
-        left = [*self.unfinished(), *(f"the mark {key}: {row}" for key, row in self.server.tables["batch_mark"].items())]
-        history = History(
+        return History(
             sent=sent,
             acknowledged=[event.id for event in sent],
             refused=set(letters) - again,  # of which one copy was refused after three deaths and the next one applied, as if replayed
             effects=self.effects,
-            outgoing=outgoing,
+            outgoing=[
+                Outgoing(_header(record, "ce_id"), _header(record, "ce_correlationid"), record.value) for record in self._records(OUTPUT)
+            ],
             unfinished=left,
         )
-        refusable = {event.id for event in self.plan.events if event.is_refusable}
-        if self._presumed_deaths() + bool(self.failures) < MAXIMUM_ATTEMPTS:
-            self.violations += [f"{event} was refused without a reason" for event in letters if event not in refusable]
-        self.violations += [f"something broke: {context.get('message')} {context.get('exception')!r}" for context in self._broken()]
-        story = "\n".join(
-            [*self.trace, f"{self.loop.time():.9f} s, {self.loop.steps} steps, {len(self.effects)} effects, {len(outgoing)} records"]
-        )
-        return Verdict(self.plan.seed, check(history), self.violations, self.loop.steps, self.loop.time(), story)
 
     def _broken(self) -> Iterator[dict[str, Any]]:
         for context in self.loop.broken:
@@ -320,25 +350,14 @@ class World:
             if not killed:
                 yield context
 
+    def _records(self, topic: str) -> list[LogRecord]:
+        return [record for partition, log in self.cluster.logs.items() if partition.topic == topic for record in log.records]
+
     def _sent(self) -> list[Sent]:
-        found = [
-            (record.offset, Sent(_header(record, "ce_id"), (record.key or b"").decode()))
-            for partition, log in self.cluster.logs.items()
-            if partition.topic == INPUT
-            for record in log.records
-        ]
-        return [event for _, event in found]
+        return [Sent(_header(record, "ce_id"), (record.key or b"").decode()) for record in self._records(self.input)]
 
     def _letters(self) -> list[str]:
-        return [_header(record, "ce_id") for record in self.cluster.logs[TopicPartition(LETTERS, 0)].records]
-
-    def _outgoing(self) -> list[Outgoing]:
-        return [
-            Outgoing(_header(record, "ce_id"), _header(record, "ce_correlationid"), record.value)
-            for partition, log in self.cluster.logs.items()
-            if partition.topic == OUTPUT
-            for record in log.records
-        ]
+        return [_header(record, "ce_id") for record in self._records(LETTERS)]
 
     # --- the service ------------------------------------------------------------------------------
     def register(self, bus: Bus) -> None:
@@ -348,6 +367,10 @@ class World:
         for other in (DocumentPublished, EntityPublished, RelationPublished):
             ingestion.transactional(other)(_ignore)
 
+    def record(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Value and headers of an event."""
+        return _body(event.key, event.content), _headers(event.id, MessagePublished.event_type)
+
     async def _apply(self, event: Received[MessagePublished], transaction: Transaction) -> None:
         key = event.data.conversation_id
         await transaction.connection.execute(LOCK_KEY, {"key": key})
@@ -356,9 +379,9 @@ class World:
             memory_id=event.id, kind="message", origin_id=event.id, occurred_at=_MOMENT, recorded_at=_MOMENT, importance=0.5, text="x"
         )
         await transaction.publish(recorded, step="recorded", key=key.encode())
-        await self._trouble(event.id, str(event.data.content))
+        await self.trouble(event.id, str(event.data.content))
 
-    async def _trouble(self, event: str, content: str) -> None:
+    async def trouble(self, event: str, content: str) -> None:
         kind, _, number = content.partition(" ")
         if kind == "invalid":
             raise InvalidError("not_wanted", "This content is not wanted.", "content")
@@ -432,13 +455,55 @@ def _untraced(*_: Any, **__: Any) -> Any:
     return nullcontext()
 
 
+class AnsweringWorld(World):
+    """This one answers requests: repeatable, without a database of its own."""
+
+    input = QUESTIONS
+    group = f"{SERVICE}.chat"
+
+    def register(self, bus: Bus) -> None:
+        """The handlers."""
+        chat = bus.consumer("chat")
+        chat.replying(RecallRequested)(self._answer)
+        for other in (EmbeddingRequested, FreshnessInspected, IngestionInspected, GenerationTokenized):
+            chat.replying(other)(_ignore)
+
+    async def _answer(self, event: Received[RecallRequested], emit: Emitter) -> None:
+        await emit.reply(RecallCompleted(memories=()))
+        await self.trouble(event.id, str(event.data.query))
+
+    def record(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Value and headers of a request."""
+        return _question(event.content), _headers(event.id, RecallRequested.event_type)
+
+    def behind(self, partition: TopicPartition, end: int) -> list[str]:
+        """There is no stored position."""
+        return []
+
+    def history(self, left: list[str]) -> History:
+        """Every request has an answer, or a problem, perhaps both: it may be tried again."""
+        sent = self._sent()
+        answered = dict.fromkeys(_header(record, "ce_correlationid") for record in self._records("reply"))
+        return History(sent=sent, acknowledged=[event.id for event in sent], effects=list(answered), unfinished=left, ordered=False)
+
+
+def world_of(plan: Plan) -> World:
+    """The world that a plan wants."""
+    return (AnsweringWorld if plan.answering else World)(plan)
+
+
+@cache
+def _question(query: str) -> bytes:
+    return RecallRequested(query=query, reply_partition=0).model_dump_json(exclude_none=True).encode()
+
+
 async def _ignore(event: Received[Any], transaction: Transaction) -> None:
     """Other ingested types have no effect here."""
 
 
 @cache
 def _other_topics() -> dict[str, int]:
-    return {topic.name: 1 for topic in consumed_by(SERVICE) if topic.name != INPUT}
+    return {"reply": 2, **{topic.name: 1 for topic in consumed_by(SERVICE)}}
 
 
 @cache
@@ -446,9 +511,9 @@ def _body(conversation: str, content: str) -> bytes:
     return MessagePublished(conversation_id=conversation, role="user", content=content).model_dump_json(exclude_none=True).encode()
 
 
-def _record(event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
-    attributes = {"specversion": "1.0", "id": event.id, "source": _SOURCE, "type": MessagePublished.event_type, "tenantid": TENANT}
-    return _body(event.key, event.content), [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+def _headers(event: str, event_type: str) -> list[tuple[str, bytes]]:
+    attributes = {"specversion": "1.0", "id": event, "source": _SOURCE, "type": event_type, "tenantid": TENANT}
+    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
 
 
 def _header_of(packed: str, name: str) -> str:
@@ -462,4 +527,4 @@ def _header(record: Any, name: str) -> str:
 def simulate(seed: int, bug: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Verdict:
     """Runs the world of one seed; within `bug` the code under test is broken on purpose."""
     with bug():
-        return World(Plan.of(seed)).run()
+        return world_of(Plan.of(seed)).run()
