@@ -13,6 +13,7 @@ from simulation import statements
 from simulation.postgres import Result, Session, Values
 
 from tessera.bus import consistency, relay
+from tessera.bus.parked import ParkedIndex, ParkedRows
 from tessera.bus.positions import PositionRow
 from tessera.bus.publisher import Publisher
 from tessera.bus.tracking import OffsetHead
@@ -26,10 +27,10 @@ def commit_before_effect() -> Iterator[None]:
     """The position is committed in a transaction of its own before the handlers run."""
     attempt, advance = TransactionalLoop._attempt, PositionRow.advance
 
-    async def early(loop: Any, batch: Any) -> None:
+    async def early(loop: Any, batch: Any, **more: Any) -> Any:
         async with loop._workshop.database.transaction() as connection:
             await advance(loop._row, connection, loop._position, batch[-1].offset + 1)
-        await attempt(loop, batch)
+        return await attempt(loop, batch, **more)
 
     async def late(*_: Any) -> None:
         """Done already."""
@@ -97,6 +98,24 @@ def token_too_early() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lost_retry() -> Iterator[None]:
+    """A parked event that fails again is forgotten."""
+
+    async def forget(rows: ParkedRows, connection: Any, begun: Any, failed: Any) -> bool:
+        return await ParkedRows.end(rows, connection, begun)
+
+    with patch.object(ParkedRows, "postpone", forget):
+        yield
+
+
+@contextmanager
+def key_overtaken() -> Iterator[None]:
+    """Later events of a key do not wait for the one that is parked."""
+    with patch.object(ParkedIndex, "blocks", lambda *_: False):
+        yield
+
+
 BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
     {
         "commit before effect": commit_before_effect,
@@ -105,5 +124,7 @@ BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
         "relay out of order": relay_out_of_order,
         "producer with a gap": producer_with_a_gap,
         "token too early": token_too_early,
+        "lost retry": lost_retry,
+        "key overtaken": key_overtaken,
     }
 )

@@ -523,5 +523,9 @@ class SimulatedDatabase(Database):
     def _engine(self, role: Any) -> Any:
         return SimpleNamespace(connect=lambda: SimulatedConnection(self._server))
 
+    async def check(self) -> None:
+        async with self.transaction() as connection:
+            await connection.execute(next(statement for statement in self._server.statements if str(statement) == "SELECT 1"))
+
     async def _opened(self, **_: Any) -> Any:
         return SimulatedListener(self._server)

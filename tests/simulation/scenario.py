@@ -101,7 +101,8 @@ def _events(chance: random.Random) -> tuple[Event, ...]:
 def _content(chance: random.Random) -> str:
     if chance.random() < 0.75:
         return "ok"
-    return chance.choice((f"slow {chance.random():.2f}", "invalid", "retry 1", "retry 2", "bug 1", "bug 999", "slow 3"))
+    trouble = ("invalid", "retry 1", "retry 2", "retry 4", "retry 6", "bug 1", "bug 999", "slow 3")
+    return chance.choice((f"slow {chance.random():.2f}", *trouble))
 
 
 def _fault(chance: random.Random) -> Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
@@ -10,12 +11,15 @@ from typing import Any, Final
 from simulation.postgres import Result, Row, Session, Values
 from sqlalchemy import text
 
-from tessera.bus import freshness, inbox, outbox, positions, relay
+from tessera.bus import freshness, inbox, outbox, parked, positions, relay
 from tessera.storage import database
 from tessera.storage.delivery import outbox_channel
 
 SERVICE: Final = "memory"
+_EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
+PING: Final = text("SELECT 1")
+"""What `Database.check` asks."""
 APPLY: Final = text("INSERT INTO effect (event_id, key) VALUES (:event_id, :key)")
 """The handler's effect; `position` counts by itself."""
 LOCK_KEY: Final = text(
@@ -36,6 +40,11 @@ def _place(values: Values) -> tuple[Any, ...]:
 def read_position(session: Session, values: Values) -> Result:
     row = session.get("consumer_position", _place(values))
     return Result([] if row is None else [Row(next_offset=row.next_offset)])
+
+
+def lock_position(session: Session, values: Values) -> Result:
+    session.claim("consumer_position", [_place(values)])
+    return read_position(session, values)
 
 
 def begin_position(session: Session, values: Values) -> Result:
@@ -84,6 +93,135 @@ def clear_mark(session: Session, values: Values) -> Result:
     session.claim("batch_mark", [place])
     session.write("batch_mark", place, None)
     return Result(rowcount=1)
+
+
+# --- parked events --------------------------------------------------------------------------------
+_PARKED_COLUMNS: Final = {
+    "tenant_id": "tenants",
+    "identity": "identities",
+    "key": "keys",
+    "state": "states",
+    "attempts": "attempts",
+    "code": "codes",
+    "message": "messages",
+    "traceparent": "traces",
+    "record_milliseconds": "milliseconds",
+    "headers": "headers",
+    "value": "contents",
+}
+
+
+def _parked_places(values: Values) -> list[tuple[Any, ...]]:
+    places = zip(values["topics"], values["partitions"], values["offsets"], strict=True)
+    return [(values["consumer"], topic, partition, offset) for topic, partition, offset in places]
+
+
+def write_parked(session: Session, values: Values) -> Result:
+    places = _parked_places(values)
+    session.claim("parked", places)
+    for number, place in enumerate(places):
+        columns = {name: values[given][number] for name, given in _PARKED_COLUMNS.items()}
+        due_at = session.now + values["dues"][number]
+        row = Row(offset=place[3], failures=0, due_at=due_at, parked_at=_EPOCH, changed_at=session.now, **columns)
+        before = session.get("parked", place)
+        if before is not None:
+            row.failures, row.parked_at = before.failures, before.parked_at
+        session.write("parked", place, row)
+    return Result(rowcount=len(places))
+
+
+def remove_parked(session: Session, values: Values) -> Result:
+    return _delete_parked(session, [place for place in _parked_places(values) if session.get("parked", place) is not None])
+
+
+def settle_parked(session: Session, values: Values) -> Result:
+    events = set(zip(values["tenants"], values["identities"], strict=True))
+    rows = session.rows("parked").items()
+    return _delete_parked(
+        session,
+        [
+            place
+            for place, row in rows
+            if place[0] == values["consumer"] and (row.tenant_id, row.identity) in events and row.state in ("refused", "dead")
+        ],
+    )
+
+
+def _delete_parked(session: Session, places: list[tuple[Any, ...]]) -> Result:
+    session.claim("parked", places)
+    for place in places:
+        session.write("parked", place, None)
+    return Result(rowcount=len(places))
+
+
+def load_parked(session: Session, values: Values) -> Result:
+    rows = [
+        Row(**{**vars(row), "due_in": row.due_at - session.now})
+        for place, row in session.rows("parked").items()
+        if place[:3] == _place(values) and row.state in ("waiting", "stuck")
+    ]
+    return Result(sorted(rows, key=lambda row: row.offset))
+
+
+def _update_parked(session: Session, values: Values, states: tuple[str, ...], **changes: Any) -> Row | None:
+    place = (*_place(values), values["offset"])
+    session.claim("parked", [place])
+    row = session.get("parked", place)
+    if row is None or row.state not in states or ("failures" in values and row.failures != values["failures"]):
+        return None
+    changed = Row(**{**vars(row), **{name: change(row) for name, change in changes.items()}})
+    session.write("parked", place, changed)
+    return changed
+
+
+def begin_parked(session: Session, values: Values) -> Result:
+    row = _update_parked(session, values, ("waiting",), failures=lambda row: row.failures + 1)
+    return Result([] if row is None else [row])
+
+
+def end_parked(session: Session, values: Values) -> Result:
+    place = (*_place(values), values["offset"])
+    session.claim("parked", [place])
+    row = session.get("parked", place)
+    if row is None or row.state != "waiting" or row.failures != values["failures"]:
+        return Result(rowcount=0)
+    session.write("parked", place, None)
+    return Result(rowcount=1)
+
+
+def postpone_parked(session: Session, values: Values) -> Result:
+    row = _update_parked(
+        session,
+        values,
+        ("waiting",),
+        failures=lambda row: row.failures - values["back"],
+        attempts=lambda row: row.attempts + values["spent"],
+        state=lambda _: values["state"],
+        code=lambda row: values["code"] or row.code,
+        message=lambda row: values["message"] or row.message,
+        due_at=lambda _: session.now + values["due_in"],
+    )
+    return Result(rowcount=int(row is not None))
+
+
+def release_parked(session: Session, values: Values) -> Result:
+    row = _update_parked(
+        session,
+        values,
+        ("waiting", "stuck"),
+        state=lambda _: "waiting",
+        attempts=lambda _: 0,
+        failures=lambda _: 0,
+        due_at=lambda _: session.now,
+        code=lambda _: values["code"],
+    )
+    return Result(rowcount=int(row is not None))
+
+
+def prune_parked(session: Session, values: Values) -> Result:
+    old = session.now - values["age"]
+    places = [place for place, row in session.rows("parked").items() if row.state in ("refused", "dead") and row.changed_at < old]
+    return _delete_parked(session, places[: values["rows"]])
 
 
 # --- inbox ----------------------------------------------------------------------------------------
@@ -238,11 +376,21 @@ def seen_inbox(session: Session, values: Values) -> Result:
 STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingProxyType(
     {
         positions._POSITION: read_position,
+        positions._LOCK: lock_position,
         positions._BEGIN: begin_position,
         positions._ADVANCE: advance_position,
         positions._MARK: read_mark,
         positions._SET_MARK: set_mark,
         positions._CLEAR_MARK: clear_mark,
+        parked._WRITE: write_parked,
+        parked._REMOVE: remove_parked,
+        parked._SETTLE: settle_parked,
+        parked._LOAD: load_parked,
+        parked._BEGIN: begin_parked,
+        parked._END: end_parked,
+        parked._POSTPONE: postpone_parked,
+        parked._RELEASE: release_parked,
+        parked._PRUNE: prune_parked,
         inbox._INSERT: enter_inbox,
         inbox._FIND: find_in_inbox,
         inbox._FORGET: forget_in_inbox,
@@ -251,6 +399,7 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         relay._GIVE_UP: give_up_lease,
         relay._READ: read_outbox,
         relay._DELETE: delete_from_outbox,
+        PING: lambda session, values: Result([Row(number=1)]),
         APPLY: apply,
         LOCK_KEY: lock_key,
         APPLIED: applied,

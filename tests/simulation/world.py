@@ -24,12 +24,12 @@ from simulation.statements import APPLIED, APPLY, LOCK_KEY, SERVICE
 
 import tessera.resilience.retry
 from tessera.bus import Bus, Emitter, Received, Transaction, consistency
+from tessera.bus.applying import MAXIMUM_ATTEMPTS
 from tessera.bus.events import Position
 from tessera.bus.freshness import seen_in
 from tessera.bus.outbox import unpack_headers
 from tessera.bus.partitions import PASSING
 from tessera.bus.settings import KafkaSettings, ServiceSettings
-from tessera.bus.transactional import MAXIMUM_ATTEMPTS
 from tessera.contracts.catalogue import consumed_by, dead_letter_topic
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError
 from tessera.contracts.events import (
@@ -273,6 +273,7 @@ class World:
     def unfinished(self) -> list[str]:
         """What is still to be done."""
         left = [f"{len(self.server.tables['outbox'])} rows in the outbox"] if self.server.tables["outbox"] else []
+        left += [f"{place} is parked" for place, row in self.server.tables["parked"].items() if row.state in ("waiting", "stuck")]
         for partition, log in self.cluster.logs.items():
             if partition.topic != self.input or not log.records:
                 continue

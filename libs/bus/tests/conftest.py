@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.topics import TopicDirectory, Wanted, wanted_topics
-from tessera.contracts.catalogue import TOPICS, consumed_by, produced_by
+from tessera.contracts.catalogue import RETRY_TOPICS, TOPICS, consumed_by, produced_by
 from tessera.storage import Database, PostgresSettings
 from tessera.storage.bootstrap import bootstrap
 from tessera.storage.connections import owner_engine
@@ -28,7 +28,7 @@ SERVICE = "memory"
 
 _EFFECTS = (
     "CREATE TABLE effect (position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant_id text, event_id text, content text)",
-    "GRANT SELECT, INSERT ON effect TO tessera_memory_worker",
+    "GRANT SELECT, INSERT ON effect TO tessera_{service}_worker",
 )
 
 
@@ -66,14 +66,15 @@ class Ground:
 class _Statements:
     """Collects the DDL that a migration would run."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: str) -> None:
         self.collected: list[str] = []
+        self._service = service
 
     def execute(self, statement: str) -> None:
         self.collected.append(statement)
 
     def get_context(self) -> Any:
-        return SimpleNamespace(opts={"version_table_schema": SERVICE})
+        return SimpleNamespace(opts={"version_table_schema": self._service})
 
 
 def _new_settings(stack: Stack) -> PostgresSettings:
@@ -89,15 +90,16 @@ def _new_settings(stack: Stack) -> PostgresSettings:
     )
 
 
-async def _prepare(stack: Stack, settings: PostgresSettings) -> None:
-    await bootstrap(SecretStr(stack.database_url), {SERVICE: settings})
-    statements = _Statements()
+async def prepare_service(database_url: str, service: str, settings: PostgresSettings) -> None:
+    """A schema with delivery tables and one table of effects."""
+    await bootstrap(SecretStr(database_url), {service: settings})
+    statements = _Statements(service)
     create_delivery_tables(statements)
     add_parked_events(statements)
-    engine = owner_engine(SERVICE, settings)
+    engine = owner_engine(service, settings)
     async with engine.begin() as connection:
         for statement in (*statements.collected, *_EFFECTS):
-            await connection.execute(text(statement))
+            await connection.execute(text(statement.replace("{service}", service)))
     await engine.dispose()
 
 
@@ -107,16 +109,18 @@ async def _drop(stack: Stack, settings: PostgresSettings) -> None:
     await connection.close()
 
 
-def _own_topics(kafka: KafkaSettings) -> list[Wanted]:
+def _own_topics(kafka: KafkaSettings, service: str) -> list[Wanted]:
     """What the service reads and writes; making every topic for every test would keep the broker busy with thousands of partitions."""
-    names = {topic.name for topic in (*consumed_by(SERVICE), *produced_by(SERVICE), TOPICS["tenant.changed"])}
-    return [topic for topic in wanted_topics(kafka) if topic.name in names or topic.name.endswith(f".{SERVICE}.dlq")]
+    names = {topic.name for topic in (*consumed_by(service), *produced_by(service), TOPICS["tenant.changed"])}
+    own = (f".{service}.dlq", *(retry for retry, waiting in RETRY_TOPICS.items() if waiting.consumer.service == service))
+    return [topic for topic in wanted_topics(kafka) if topic.name in names or topic.name.endswith(own)]
 
 
-async def _make_topics(kafka: KafkaSettings) -> None:
+async def make_topics(kafka: KafkaSettings, service: str = SERVICE) -> None:
+    """The topics of one service."""
     directory = TopicDirectory(kafka, "tests")
     await directory.start()
-    await directory.ensure(_own_topics(kafka))
+    await directory.ensure(_own_topics(kafka, service))
     await directory.stop()
 
 
@@ -134,7 +138,7 @@ def ground(stack: Stack) -> Iterator[Ground]:
     kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap_servers, topic_prefix=unique_kafka_prefix(), keyed_partitions=2)
 
     async def prepare() -> None:
-        await asyncio.gather(_prepare(stack, postgres), _make_topics(kafka))
+        await asyncio.gather(prepare_service(stack.database_url, SERVICE, postgres), make_topics(kafka))
 
     async def remove() -> None:
         await asyncio.gather(_drop(stack, postgres), _remove_topics(kafka))
@@ -145,9 +149,23 @@ def ground(stack: Stack) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def make_topics() -> Callable[[KafkaSettings], Awaitable[None]]:
+def grounds_of(ground: Ground, stack: Stack) -> Callable[[str], Awaitable[None]]:
+    """Makes the same for another service, once: its topics, and its schema in the same database."""
+    made: set[str] = set()
+
+    async def prepare(service: str) -> None:
+        if service in made:
+            return
+        made.add(service)
+        await asyncio.gather(prepare_service(stack.database_url, service, ground.postgres), make_topics(ground.kafka, service))
+
+    return prepare
+
+
+@pytest.fixture(name="make_topics")
+def topics_maker() -> Callable[[KafkaSettings], Awaitable[None]]:
     """Makes the service's topics on another broker."""
-    return _make_topics
+    return make_topics
 
 
 @pytest.fixture

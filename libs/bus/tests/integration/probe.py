@@ -64,10 +64,12 @@ async def _trouble(content: str) -> None:
         os.kill(os.getpid(), 9)
     if content.startswith("slow"):
         await asyncio.sleep(float(content.removeprefix("slow")))
-    if content == "retry":
+    if content in ("retry", "late kill"):
         apply.tries = getattr(apply, "tries", 0) + 1  # type: ignore[attr-defined]
-        if apply.tries < 3:  # type: ignore[attr-defined]
+        if apply.tries < (3 if content == "retry" else 4):  # type: ignore[attr-defined]
             raise RetryableError("not yet")
+    if content == "late kill":
+        os.kill(os.getpid(), 9)  # three attempts in place have parked it: it dies as a parked event
 
 
 async def ignore(event: Received[Any], transaction: Transaction) -> None:

@@ -33,7 +33,11 @@ async def test_a_service_says_how_it_is_and_obeys_control(
     admin = free_ports(("admin",))["admin"]
     await process.start(TESSERA_MEMORY__ADMIN_PORT=str(admin), TESSERA_MEMORY__INSTANCE="probe-1")
     report = await eventually(lambda: ready(admin), timeout=20)
-    assert {name: dependency["status"] for name, dependency in report["dependencies"].items()} == {"kafka": "up", "postgres": "up"}
+    assert {name: dependency["status"] for name, dependency in report["dependencies"].items()} == {
+        "kafka": "up",
+        "postgres": "up",
+        "events": "up",
+    }
     await eventually(lambda: "worker runs" in process.log())
     for command in (
         ServiceControlled(service="memory", action="pause", consumer="chat"),

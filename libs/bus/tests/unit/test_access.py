@@ -104,3 +104,10 @@ def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("TESSERA__KAFKA__SECURITY_PROTOCOL", "TLS")
     assert make_acls.main([]) == 2
     assert "security_protocol" in capsys.readouterr().err
+
+
+def test_a_service_reads_and_writes_its_own_retry_topics_and_nobody_else_does() -> None:
+    name = "text.tokenized.generator.retry.5s"
+    assert {Right(Operation.READ, name), Right(Operation.WRITE, name)} <= set(service_rights("generator"))
+    for service in set(SERVICES) - {"generator"}:
+        assert name not in {right.name for right in service_rights(service)}

@@ -61,6 +61,19 @@ STATUS = {
         }
     ],
 }
+_STUCK_EVENT = {"topic": "ingest", "partition": 3, "offset": 1742, "code": "busy", "attempts": 15, "since": "2026-01-01T00:00:00Z"}
+_HALTED = {"name": "ingestion", "state": "paused", "lag": 2, "halted": "20 events in a row", "stuck": [_STUCK_EVENT]}
+STUCK = {
+    "status": "degraded",
+    "services": [
+        {
+            "service": "memory",
+            "status": "degraded",
+            "lag": 3,
+            "replicas": [{"instance": "m-1", "status": "degraded", "dependencies": [], "consumers": [_HALTED]}],
+        }
+    ],
+}
 
 LETTER = {
     "id": "ingest.memory.dlq:0:1",
@@ -151,6 +164,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             "vector 0.500, lexical 0.300",
         ),
         (["search", "stone"], {"search": {"data": []}}, ("search", ("stone",), {"limit": 5}), "nothing found"),
+        (
+            ["parked", "retry", "memory", "ingest.acme:3:1742"],
+            {"decide_parked": {"status": "accepted"}},
+            ("decide_parked", ("memory", "ingest.acme", 3, 1742, "retry"), {}),
+            "ingest.acme:3:1742: retry is on its way to memory",
+        ),
+        (["status"], {"status": STUCK}, ("status", (), {}), "ingestion is stuck at ingest:3:1742: busy, 15 attempts since 2026-01-01"),
+        (["status"], {"status": STUCK}, ("status", (), {}), "ingestion is halted: 20 events in a row"),
         (["status"], {"status": STATUS}, ("status", (), {}), "m-1: degraded; down: embedder; breakers: embedder open"),
         (["lag"], {"status": STATUS}, ("status", (), {}), "memory     ingestion         3  paused running"),
         (
@@ -235,6 +256,7 @@ def test_a_file_is_ingested_and_what_was_refused_is_named(run: Any) -> None:
         (["ingest"], None, "TEXT or --file"),
         (["ingest", "x", "--file", "-"], "", "TEXT or --file"),
         (["ingest", "--file", "-"], "{", "line 1 is not JSON"),
+        (["parked", "retry", "memory", "ingest:x:1"], None, "TOPIC:PARTITION:OFFSET"),
     ],
 )
 def test_wrong_usage(run: Any, arguments: list[str], text: str | None, complaint: str) -> None:

@@ -197,6 +197,12 @@ def test_dead_letters_are_paged_up_to_the_limit(script: Script) -> None:
     ]
 
 
+def test_a_decision_about_a_stuck_event(script: Script) -> None:
+    with client(script.then(202, {"status": "accepted"})) as tessera:
+        tessera.decide_parked("memory", "ingest", 3, 1742, "discard")
+    assert script.asked[0][:2] == ("POST", "/v1/services/memory/control")
+
+
 def test_one_dead_letter(script: Script) -> None:
     with client(script.then(200, {"id": "ingest.memory.dlq:0:1"})) as tessera:
         assert tessera.dead_letter("ingest.memory.dlq:0:1") == {"id": "ingest.memory.dlq:0:1"}

@@ -55,10 +55,21 @@ async def test_the_bootstrap_key_may_be_made_again(desk: Any) -> None:
     assert (principal.tenant_id, principal.scopes) == ("home", frozenset(keys.SCOPES))
 
 
+STUCK = {"topic": "ingest", "partition": 3, "offset": 1742, "outcome": "retry"}
+
+
+async def test_an_operator_decides_about_a_stuck_event(desk: Any) -> None:
+    async with desk.client() as client:
+        answer = await client.post("/v1/services/memory/control", json={"action": "resume", "parked": STUCK})
+    assert (answer.status_code, answer.json()["parked"]) == (202, STUCK)
+    ((command, _),) = desk.log.published
+    assert command.parked.model_dump() == STUCK
+
+
 async def test_an_operator_controls_a_service(desk: Any) -> None:
     async with desk.client() as client:
         answer = await client.post("/v1/services/memory/control", json={"action": "pause", "consumer": "ingestion"})
-    expected = {"service": "memory", "action": "pause", "consumer": "ingestion", "instance": None}
+    expected = {"service": "memory", "action": "pause", "consumer": "ingestion", "instance": None, "parked": None}
     assert (answer.status_code, answer.json()) == (202, {"status": "accepted", **expected})
     ((command, options),) = desk.log.published
     assert command.model_dump() == expected
@@ -71,10 +82,11 @@ async def test_an_operator_controls_a_service(desk: Any) -> None:
         ("kitchen", {"action": "pause"}, (404, "service_not_found", None)),
         ("memory", {"action": "pause", "consumer": "lunch"}, (400, "invalid_value", "consumer")),
         ("memory", {"action": "stop"}, (400, "invalid_value", "action")),
+        ("memory", {"action": "pause", "parked": STUCK}, (400, "invalid_value", None)),
     ],
 )
 async def test_a_command_that_nobody_could_obey_is_refused(
-    desk: Any, service: str, body: dict[str, str], refusal: tuple[int, str, str | None]
+    desk: Any, service: str, body: dict[str, Any], refusal: tuple[int, str, str | None]
 ) -> None:
     async with desk.client() as client:
         answer = await client.post(f"/v1/services/{service}/control", json=body)

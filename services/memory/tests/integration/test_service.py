@@ -326,4 +326,4 @@ def redelivered(service: ServiceProcess) -> float:
 def test_health_names_every_dependency(service: ServiceProcess) -> None:
     status, body = service.get_admin("/health/ready")
     assert status == 200
-    assert set(json.loads(body)["dependencies"]) == {"kafka", "postgres", "embedder", "redis"}
+    assert set(json.loads(body)["dependencies"]) == {"kafka", "postgres", "events", "embedder", "redis"}

@@ -106,6 +106,9 @@ def _from_topics(service: str) -> Iterator[Right]:
             yield from _all_of(topic, Operation.READ)
             if consumer.mode is not Mode.BROADCAST:
                 yield Right(Operation.WRITE, dead_letter_topic(topic.name, service))
+            for retry in topic.retry_topics(service):
+                yield Right(Operation.READ, retry.name)
+                yield Right(Operation.WRITE, retry.name)
         if service in topic.producers:
             yield from _all_of(topic, Operation.WRITE, but_own=service)
 

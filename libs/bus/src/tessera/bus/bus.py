@@ -225,7 +225,9 @@ class Bus:
         """Connects and looks for the topics. May be repeated. Raises RetryableError while no broker answers or topics are missing."""
         await self._publisher.start()
         await self._directory.start()
-        missing = [topic.name for topic in consumed_by(self.settings.service) if not await self._directory.exists(topic.name)]
+        service = self.settings.service
+        wanted = [name for topic in consumed_by(service) for name in (topic.name, *(retry.name for retry in topic.retry_topics(service)))]
+        missing = [name for name in wanted if not await self._directory.exists(name)]
         if missing:
             raise RetryableError(
                 f"topics are missing, or hidden from this principal ({', '.join(missing)}): run python -m tessera.bus.make_topics, "
@@ -260,6 +262,11 @@ class Bus:
     async def check_kafka(self) -> None:
         """Raises when no broker answers."""
         await self._publisher.ping()
+
+    def check_progress(self) -> None:
+        """Raises RetryableError when an operator must decide before some events go on."""
+        for consumer in self._consumers.values():
+            consumer.check_progress()
 
     def check_live(self) -> None:
         """Raises when a loop no longer turns."""

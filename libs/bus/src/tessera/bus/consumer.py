@@ -17,7 +17,9 @@ from typing import Final, TypeVar, cast
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
+from tessera.bus.applying import Workshop
 from tessera.bus.broker import Feed, group_feed
+from tessera.bus.caution import HandlerLimits, LetterGuard, LetterLimit
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
 from tessera.bus.partitions import Assignment, Gate, PartitionLoop
@@ -28,12 +30,12 @@ from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
 from tessera.bus.transaction import BatchTransaction, Transaction
-from tessera.bus.transactional import TransactionalLoop, Workshop
+from tessera.bus.transactional import TransactionalLoop
 from tessera.bus.watch import Watch
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, catalogued, consumer_group
 from tessera.contracts.errors import FatalError, RetryableError
-from tessera.contracts.events import ConsumerStatus
+from tessera.contracts.events import ConsumerStatus, ParkedDecision, StuckEvent
 from tessera.storage import Database
 from tessera.telemetry import get_logger, metrics
 
@@ -46,6 +48,7 @@ OnEvent = Callable[[Received[D], Emitter], Awaitable[None]]
 _STALLED_AFTER: Final = timedelta(seconds=60)
 _LEAVE_WITHIN: Final = timedelta(seconds=10)
 _TENANT_PATTERN: Final = "[a-z0-9][a-z0-9_-]*"
+_STUCK_SHOWN: Final = 20
 
 _log = get_logger(__name__)
 
@@ -84,6 +87,8 @@ class Consumer:
             rejoin=self._rejoin,
             patience=timedelta(seconds=kafka.rebalance_timeout_seconds + kafka.session_timeout_seconds),
         )
+        retry = surroundings.kafka.retry
+        self._guard = LetterGuard(LetterLimit(retry.dead_letters_in_a_row, retry.dead_letters_share))
         self._bench = Bench(
             surroundings.service,
             surroundings.publisher,
@@ -91,6 +96,9 @@ class Consumer:
             asyncio.Semaphore(surroundings.kafka.window),
             surroundings.quarantine,
             timedelta(milliseconds=surroundings.kafka.commit_milliseconds),
+            retry.handler_seconds.of(name),
+            self._guard,
+            surroundings.database,
         )
         self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
 
@@ -176,8 +184,15 @@ class Consumer:
         self._gate.close()
 
     def resume(self) -> None:
-        """Takes up work again."""
+        """Takes up work again; a consumer that halted itself begins to count anew."""
+        self._guard.forgive()
         self._gate.open()
+
+    def decide(self, decision: ParkedDecision) -> None:
+        """An operator's word about a parked event; passed over where this replica does not have its partition."""
+        for loop in self._loops.values():
+            if loop.assignment.name == decision.topic and loop.assignment.partition.partition == decision.partition:
+                loop.decide(decision.offset, discard=decision.outcome == "discard")
 
     def check_live(self) -> None:
         """Raises RetryableError when work has been waiting without progress, neither paused nor backing off, or joining anew is in vain."""
@@ -186,9 +201,33 @@ class Consumer:
         if stalled:
             raise RetryableError(f"no progress on {', '.join(stalled)}", code="consumer_stalled")
 
+    def check_progress(self) -> None:
+        """Raises RetryableError when an operator is needed: the consumer halted itself, or events are stuck."""
+        if self._guard.reason is not None:
+            raise RetryableError(f"{self._group} is halted: {self._guard.reason}", code="consumer_halted")
+        stuck = self._stuck()
+        if stuck:
+            where = ", ".join(f"{event.topic}/{event.partition}/{event.offset} ({event.code})" for event in stuck[:3])
+            raise RetryableError(f"{self._group} has stuck events: {where}", code="events_stuck")
+
     def status(self) -> ConsumerStatus:
         """What this consumer does now."""
-        return ConsumerStatus(name=self.name, state=self._state(), partitions=len(self._loops), lag=sum(map(self._lag, self._loops)))
+        stuck, waiting = self._stuck(), sum(loop.set_aside for loop in self._loops.values())
+        metrics.BUS_PARKED.labels(consumer=self._group, state="stuck").set(len(stuck))
+        metrics.BUS_PARKED.labels(consumer=self._group, state="waiting").set(waiting - len(stuck))
+        metrics.BUS_HALTED.labels(consumer=self._group).set(self._guard.reason is not None)
+        return ConsumerStatus(
+            name=self.name,
+            state=self._state(),
+            partitions=len(self._loops),
+            lag=sum(map(self._lag, self._loops)),
+            halted=self._guard.reason,
+            parked=waiting or None,
+            stuck=tuple(stuck[:_STUCK_SHOWN]) or None,
+        )
+
+    def _stuck(self) -> list[StuckEvent]:
+        return [event for loop in self._loops.values() for event in loop.stuck()]
 
     def _state(self) -> str:
         if self._membership is None:
@@ -232,9 +271,10 @@ class Consumer:
         """Names, or one pattern where tenants have topics of their own: a new tenant's is found at the next refresh of the metadata."""
         kafka = self._around.kafka
         topics = list(topics)
+        retries = [retry.name for topic in topics for retry in topic.retry_topics(self._around.service)]
         if not any(topic.per_tenant for topic in topics):
-            return tuple(kafka.physical(topic.name) for topic in topics), None
-        choices = [choice for topic in topics for choice in self._choices(topic)]
+            return tuple(kafka.physical(name) for name in (*(topic.name for topic in topics), *retries)), None
+        choices = [*(choice for topic in topics for choice in self._choices(topic)), *map(re.escape, retries)]
         return (), f"^{re.escape(kafka.topic_prefix)}({'|'.join(choices)})$"
 
     def _choices(self, topic: Topic) -> list[str]:
@@ -285,7 +325,14 @@ class Consumer:
         return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
 
     def _workshop(self, database: Database) -> Workshop:
-        around = self._around
+        around, retry = self._around, self._around.kafka.retry
+        limits = HandlerLimits(
+            retry.handler_seconds.of(self.name),
+            retry.attempts,
+            timedelta(seconds=retry.initial_seconds),
+            timedelta(seconds=retry.maximum_seconds),
+            retry.parked_events,
+        )
         return Workshop(
             around.service,
             database,
@@ -294,6 +341,9 @@ class Consumer:
             around.quarantine,
             around.kafka.batch_records,
             self._bench.commit_every,
+            limits,
+            self._guard,
+            timedelta(days=retry.keep_days),
         )
 
 

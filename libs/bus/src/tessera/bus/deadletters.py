@@ -24,6 +24,10 @@ from tessera.contracts.ids import derived_id
 
 CONSUMER_CRASHED: Final = "consumer_crashed"
 HANDLER_FAILED: Final = "handler_failed"
+RETRIES_EXHAUSTED: Final = "retries_exhausted"
+DISCARDED: Final = "parked_discarded"
+GIVEN_UP: Final = frozenset({CONSUMER_CRASHED, HANDLER_FAILED, RETRIES_EXHAUSTED, DISCARDED})
+"""Why an event is a dead letter that might have been handled; every other reason is about the event itself."""
 UNREADABLE: Final = "dead_letter_unreadable"
 REPLAY_ATTEMPT: Final = "tessera_replay_attempt"
 """How often an operator has replayed the event."""
@@ -190,6 +194,11 @@ def _moment(value: str | None, milliseconds: int) -> datetime:
 def is_refusable(topic: str) -> bool:
     """Whether the producers of `topic` are told about refusals."""
     return catalogued(topic).name == INGESTION
+
+
+def counts_as_ours(topic: str, error: InvalidError) -> bool:
+    """Whether a dead letter may be a sign that this service is at fault. What a producer outside sent wrong is not (decision 0009)."""
+    return error.code in GIVEN_UP - {DISCARDED} or (error.code not in GIVEN_UP and not is_refusable(topic))
 
 
 def refused(record: Record, topic: str, error: InvalidError) -> EventRefused:

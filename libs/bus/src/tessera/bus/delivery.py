@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tessera.bus.codec import attributes_of, decode, is_tenant_id, loose_data
-from tessera.bus.events import Origin, Received, known_reply_partition
+from tessera.bus.events import Origin, Position, Received, known_reply_partition
 from tessera.bus.partitions import Assignment
 from tessera.bus.records import Record
+from tessera.bus.retries import waiting
 from tessera.contracts.base import EventData
+from tessera.contracts.catalogue import RETRY_TOPICS
 from tessera.contracts.errors import InvalidError, Problem
 from tessera.telemetry import bound, continued, span
 
@@ -21,8 +23,13 @@ class Delivery:
     """A record with its event, or with what is wrong with it; exactly one of `event` and `fault` is there."""
 
     record: Record
+    """As it came first."""
     event: Received[EventData] | None
     fault: InvalidError | None
+    place: Position
+    """Where it came first, in the catalogue's spelling."""
+    offset: int
+    """Where it was read now: another one in a retry topic."""
 
     @property
     def ready(self) -> Received[EventData]:
@@ -34,10 +41,16 @@ class Delivery:
 
 def delivered(record: Record, assignment: Assignment) -> Delivery:
     """Decodes a record. Never raises."""
+    retry = RETRY_TOPICS.get(assignment.name)
+    place = Position(assignment.name, record.partition, record.offset)
+    offset = record.offset
     try:
-        return Delivery(record, decode(record, assignment.topic, assignment.name), None)
+        if retry is not None:
+            found = waiting(record, retry)
+            record, place = found.record, found.place
+        return Delivery(record, decode(record, assignment.topic, place.topic), None, place, offset)
     except InvalidError as fault:
-        return Delivery(record, None, fault)
+        return Delivery(record, None, fault, place, offset)
 
 
 def expired(event: Received[EventData]) -> bool:
@@ -45,6 +58,7 @@ def expired(event: Received[EventData]) -> bool:
     return event.deadline is not None and event.deadline <= datetime.now(UTC)
 
 
+UNAVAILABLE = Problem(code="dependency_unavailable", message="A dependency did not recover in time.", status=503)
 EXPIRED = Problem(code="expired", message="The request's deadline had passed before it was handled; it had no effect.", status=504)
 
 

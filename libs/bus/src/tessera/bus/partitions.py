@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ from tessera.bus import faults
 from tessera.bus.records import Record
 from tessera.contracts.catalogue import Topic
 from tessera.contracts.errors import FatalError, RetryableError
+from tessera.contracts.events import StuckEvent
 from tessera.resilience import ResilienceError, RetryPolicy
 from tessera.telemetry import get_logger
 
@@ -86,6 +87,7 @@ class PartitionLoop(ABC):
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
         self._held = False
+        self._interrupted = False
         self._backing_off = False
         self._task: asyncio.Task[None] | None = None
         self.handled_at = time.monotonic()
@@ -130,6 +132,19 @@ class PartitionLoop(ABC):
     def _finished(self) -> int | None:
         """The offset to commit: everything below it is handled. None before the first."""
 
+    def decide(self, offset: int, *, discard: bool) -> None:
+        """An operator's word about an event that is set aside: try it again now, or give it up. Unknown offsets are passed over."""
+        _log.info("nothing is set aside here", partition=str(self.assignment.partition), offset=offset, discard=discard)
+
+    @property
+    def set_aside(self) -> int:
+        """Events that wait for another attempt, or behind one of their key, while others go on."""
+        return 0
+
+    def stuck(self) -> list[StuckEvent]:
+        """Events that have failed at every attempt, or very often."""
+        return []
+
     @property
     def waiting(self) -> int:
         """Records fetched and not yet taken."""
@@ -158,21 +173,48 @@ class PartitionLoop(ABC):
             _log.exception("partition loop broke", partition=str(self.assignment.partition))
             self._on_fatal(FatalError(f"the loop of {self.assignment.partition} broke: {error!r}"))
 
-    async def _taken(self, limit: int) -> list[Record]:
-        """Up to `limit` records, in order, as soon as there is one; none when stopping."""
-        while not self._stopping.is_set():
+    async def _taken(self, limit: int, patience: timedelta | None = None) -> list[Record]:
+        """Up to `limit` records, in order, as soon as one is ready; none when stopping, after `patience`, or when interrupted."""
+        until = None if patience is None else time.monotonic() + patience.total_seconds()
+        while not (self._stopping.is_set() or self._interrupted):
             if self._gate.closed:
                 await self._first(self._gate.passed())
-            elif self._queue:
-                return self._pop(limit)
-            else:
-                self._arrived.clear()
-                self.handled_at = time.monotonic()
-                await self._arrived.wait()
+            elif ready := self._ready(limit):
+                return self._pop(ready)
+            elif not await self._something_happens(until):
+                break
+        self._interrupted = False
         return []
 
-    def _pop(self, limit: int) -> list[Record]:
-        taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+    async def _something_happens(self, until: float | None) -> bool:
+        """Waits for records, or for those that are here to become ready. False when it is `until`."""
+        self._arrived.clear()
+        self.handled_at = time.monotonic()
+        limits = [limit for limit in (until, self._ready_at()) if limit is not None]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(limits) - time.monotonic()) if limits else None):
+                await self._arrived.wait()
+        return until is None or time.monotonic() < until
+
+    def _interrupt(self) -> None:
+        """Lets whoever waits for records go on without any."""
+        self._interrupted = True
+        self._arrived.set()
+
+    def _ready(self, limit: int) -> int:
+        """How many of the first `limit` records may be handled now."""
+        return min(limit, len(self._queue))
+
+    def _ready_at(self) -> float | None:
+        """When a record that waits here may be handled, by `time.monotonic`; None when it depends on nothing but its arrival."""
+        return None
+
+    def _return(self, records: Iterable[Record]) -> None:
+        """Puts records back that were taken and not handled; they come next."""
+        self._queue.extendleft(reversed(list(records)))
+
+    def _pop(self, number: int) -> list[Record]:
+        taken = [self._queue.popleft() for _ in range(number)]
         if self._held and len(self._queue) <= self._high_water // 2:
             self._release()
         return taken

@@ -10,6 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tessera.contracts.errors import RetryableError
 
 _POSITION = text("SELECT next_offset FROM consumer_position WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
+_LOCK = text(
+    "SELECT next_offset FROM consumer_position WHERE consumer = :consumer AND topic = :topic AND partition = :partition FOR UPDATE"
+)
 _BEGIN = text(
     "INSERT INTO consumer_position (consumer, topic, partition, next_offset) VALUES (:consumer, :topic, :partition, :next_offset) "
     "ON CONFLICT DO NOTHING"
@@ -72,6 +75,12 @@ class PositionRow:
         result = await connection.execute(_ADVANCE, {**self._key(), "stored": stored, "next_offset": next_offset})
         if result.rowcount != 1:
             raise self._fenced(stored)
+
+    async def hold(self, connection: AsyncConnection, stored: int) -> None:
+        """Keeps the position where it is until the transaction ends. Raises FencedError when it is no longer at `stored`."""
+        found = (await connection.execute(_LOCK, self._key())).scalar_one_or_none()
+        if found != stored:
+            raise FencedError(f"The position of {self.consumer} on {self.topic}/{self.partition} is no longer {stored}.")
 
     async def mark(self, connection: AsyncConnection) -> Mark | None:
         """The mark of a batch that was begun and neither finished nor given back."""

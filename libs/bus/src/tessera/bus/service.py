@@ -217,7 +217,11 @@ class Runtime(Generic[S]):
     def _add_own_dependencies(self) -> None:
         self.add_dependency("kafka", required=self.settings.kafka_required, check=self.bus.check_kafka)
         self.add_dependency("postgres", required=self.settings.postgres_required, check=self.database.check, breaker=self.database.breaker)
+        self.add_dependency("events", required=False, check=self._check_events)
         self.health.add_liveness("consumers", self.bus.check_live)
+
+    async def _check_events(self) -> None:
+        self.bus.check_progress()
 
     async def _supervised(self, name: str, work: Work) -> None:
         failures = 0

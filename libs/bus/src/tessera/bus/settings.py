@@ -24,6 +24,45 @@ class KafkaTls(TlsFiles):
     """False where brokers' certificates carry other names than their addresses: then any certificate of the authority is a broker's."""
 
 
+class HandlerSeconds(BaseModel):
+    """How long one call of a handler may take, by traffic class, before it is cut off and counts as a failure without a reason.
+
+    Below the time-out of a statement, so that an event whose statement never ends cannot pass for a lost Postgres.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    chat: Annotated[float, Field(gt=0)] = 10.0
+    ingestion: Annotated[float, Field(gt=0)] = 10.0
+    bulk: Annotated[float, Field(gt=0)] = 12.0
+
+    def of(self, traffic_class: str) -> timedelta:
+        """The limit of one class."""
+        return timedelta(seconds={"chat": self.chat, "ingestion": self.ingestion}.get(traffic_class, self.bulk))
+
+
+class RetrySettings(BaseModel):
+    """What becomes of events that cannot be handled yet, or ever (docs/retries.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    handler_seconds: HandlerSeconds = Field(default_factory=HandlerSeconds)
+    attempts: Annotated[int, Field(ge=1)] = 15
+    """Attempts for an event whose key waits for it; then it is stuck until an operator decides."""
+    initial_seconds: Annotated[float, Field(gt=0)] = 1.0
+    """Pause before the first of them; it doubles with each."""
+    maximum_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """No pause is longer."""
+    parked_events: Annotated[int, Field(ge=1)] = 10_000
+    """Most events that wait on one partition; beyond, the partition waits."""
+    keep_days: Annotated[float, Field(gt=0)] = 7.0
+    """How long it is remembered which events were refused."""
+    dead_letters_in_a_row: Annotated[int, Field(ge=1)] = 20
+    """So many dead letters one after the other halt the consumer."""
+    dead_letters_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The same where this share of the last 1,000 events became dead letters."""
+
+
 class KafkaSettings(BaseModel):
     """Where Kafka is, and how it is read and written."""
 
@@ -63,6 +102,7 @@ class KafkaSettings(BaseModel):
     """Transactions of one consumer at the same time, each on its own partition."""
     window: Annotated[int, Field(ge=1, le=1_000)] = 64
     """Most events of one consumer in hand at once where order does not matter."""
+    retry: RetrySettings = Field(default_factory=RetrySettings)
     commit_milliseconds: Annotated[int, Field(ge=10)] = 200
     """How often a consumer commits the offset up to which it has handled everything."""
 

@@ -107,5 +107,9 @@ class ControlListener:
 
     def _set_paused(self, command: ServiceControlled) -> None:
         for consumer in self._bus.consumers:
-            if command.consumer in (None, consumer.name):
+            if command.consumer not in (None, consumer.name):
+                continue
+            if command.parked is not None:
+                consumer.decide(command.parked)
+            else:
                 consumer.pause() if command.action == "pause" else consumer.resume()

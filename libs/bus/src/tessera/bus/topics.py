@@ -33,8 +33,12 @@ class Wanted:
 
 
 def wanted_topics(kafka: KafkaSettings) -> list[Wanted]:
-    """Every topic of the catalogue, with the dead-letter topic of each consumer."""
-    return [wanted for topic in TOPICS.values() for wanted in (_wanted(topic, topic.name, kafka), *_dead_letters(topic, kafka))]
+    """Every topic of the catalogue, with the dead-letter topic and the retry topics of each consumer."""
+    return [
+        wanted
+        for topic in TOPICS.values()
+        for wanted in (_wanted(topic, topic.name, kafka), *_dead_letters(topic, kafka), *_retries(topic, kafka))
+    ]
 
 
 def tenant_topics(tenant_id: str, kafka: KafkaSettings) -> list[Wanted]:
@@ -63,6 +67,12 @@ def _dead_letters(topic: Topic, kafka: KafkaSettings) -> list[Wanted]:
     }
     readers = [consumer.service for consumer in topic.consumers if consumer.mode is not Mode.BROADCAST]
     return [Wanted(dead_letter_topic(topic.name, service), 1, configuration) for service in readers]
+
+
+def _retries(topic: Topic, kafka: KafkaSettings) -> list[Wanted]:
+    """One partition each: they carry what fails, which is little or a sign that hurry would do harm. Kept as long as the topic."""
+    configuration = {**_configuration(topic, kafka), "max.message.bytes": str(MAXIMUM_REQUEST_BYTES)}
+    return [Wanted(retry.name, 1, configuration) for reader in topic.consumers for retry in topic.retry_topics(reader.service)]
 
 
 def _durability(kafka: KafkaSettings) -> dict[str, str]:

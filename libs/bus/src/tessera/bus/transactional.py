@@ -1,6 +1,6 @@
 """The mode transactional: inbox, state, outbox and position of one batch in one Postgres transaction, the group's offset afterwards.
 
-`docs/delivery.md` has the invariant and every point at which the process may die.
+`docs/delivery.md` has the invariant and every point at which the process may die, `docs/retries.md` what becomes of events that fail.
 """
 
 from __future__ import annotations
@@ -9,64 +9,38 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
-from enum import Enum
-from itertools import groupby
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tessera.bus import faults, outbox
-from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, dead_letter, is_refusable, refusal, refused, told_tenant
-from tessera.bus.delivery import EXPIRED, Delivery, delivered, expired, handling, handling_together
-from tessera.bus.events import Received
-from tessera.bus.inbox import Entry, InboxItem, enter, forget
-from tessera.bus.outbox import OutboxRow
+from tessera.bus import faults, outbox, parked
+from tessera.bus.applying import Applied, Applier, Attempts, HandlerTimeoutError, PostponedError, Workshop
+from tessera.bus.delivery import Delivery, delivered
+from tessera.bus.parked import Begun, Failed, Parked, ParkedIndex, ParkedRows, State
 from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
+from tessera.bus.partitions import State as LoopState
 from tessera.bus.positions import FencedError, Mark, PositionRow
 from tessera.bus.publisher import as_retryable
-from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
-from tessera.bus.registry import Registration, Registry
-from tessera.bus.transaction import BatchTransaction, Transaction
-from tessera.contracts.base import EventData
-from tessera.contracts.errors import FatalError, InvalidError, Problem
-from tessera.contracts.events import RequestFailed
-from tessera.contracts.ids import body_digest
-from tessera.storage import Database
+from tessera.bus.retries import due_in
+from tessera.contracts.catalogue import RETRY_TOPICS
+from tessera.contracts.errors import FatalError, InvalidError, RetryableError, TesseraError
+from tessera.contracts.events import StuckEvent
 from tessera.telemetry import get_logger, metrics
 
-MAXIMUM_ATTEMPTS: Final = 3
-"""Deaths, or failures that no error class explains, before an event goes to the dead letters (rules of the log, 14)."""
-
+IN_PLACE: Final = 3
+"""Attempts of a batch in a row before what fails for a passing reason is put off."""
+_PROBE: Final = timedelta(seconds=2)
 _GIVE_BACK: Final = timedelta(seconds=5)
 """How long a stopping loop tries to take its mark back while Postgres is away."""
+_TURN: Final = timedelta(seconds=1)
+"""Parked events are retried so long at a time; then new ones have their turn."""
+_LOOK_AGAIN: Final = timedelta(minutes=10)
+_PRUNED_ROWS: Final = 1_000
 
 _log = get_logger(__name__)
-
-
-class Outcome(Enum):
-    """What became of one event."""
-
-    HANDLED = "handled"
-    """Applied, or answered."""
-    DEAD = "dead"
-    """In the dead letters, without effect."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What all transactional loops of a consumer share."""
-
-    service: str
-    database: Database
-    registry: Registry
-    in_flight: asyncio.Semaphore
-    quarantine: Quarantine
-    batch_records: int
-    commit_every: timedelta
 
 
 class TransactionalLoop(PartitionLoop):
@@ -80,10 +54,17 @@ class TransactionalLoop(PartitionLoop):
         self._position = 0
         self._suspects_until = 0
         """Offsets below it were in a batch that died or broke: they are handled one by one."""
-        self._attempts: dict[int, int] = {}
+        self._attempts = Attempts()
         self._redelivered: set[int] = set()
-        self._broken: set[int] = set()
         self._marked: Mark | None = None
+        self._retry_topic = RETRY_TOPICS.get(assignment.name)
+        self._in_place = IN_PLACE if self._retry_topic is None else 1
+        self._parked = ParkedRows(assignment.group, assignment.name, assignment.partition.partition)
+        self._index = ParkedIndex()
+        self._applier = Applier(assignment, workshop, self._index, self._attempts)
+        self._begun: Begun | None = None
+        self._decisions: list[tuple[int, bool]] = []
+        self._look_at = 0.0
 
     def start(self) -> None:
         """Starts the loop; nothing is fetched until the stored position is known."""
@@ -99,13 +80,70 @@ class TransactionalLoop(PartitionLoop):
     def _finished(self) -> int | None:
         return self.position
 
+    @property
+    def set_aside(self) -> int:
+        """Events that wait here for another attempt, or behind one of their key."""
+        return len(self._index)
+
+    def stuck(self) -> list[StuckEvent]:
+        """Events that an operator must decide about."""
+        name, number = self.assignment.name, self.assignment.partition.partition
+        return [
+            StuckEvent(topic=name, partition=number, offset=entry.offset, code=entry.code, attempts=entry.attempts, since=entry.since)
+            for entry in self._index.stuck()
+        ]
+
+    def decide(self, offset: int, *, discard: bool) -> None:
+        """An operator's word about a parked event: try it again now, or give it up. Unknown offsets are passed over."""
+        if self._index.get(offset) is not None:
+            self._decisions.append((offset, discard))
+            self._interrupt()
+
     # --- position ---------------------------------------------------------------------------------
     async def _run(self) -> None:
         await self._persist(self._locate)
         async with self._committing():
-            while batch := await self._taken(self._batch_limit()):
+            while not self._stopping.is_set():
+                await self._obey()
+                await self._retry_parked()
+                await self._prune()
+                batch = await self._taken(self._batch_limit(), self._patience())
                 if fresh := [record for record in batch if record.offset >= self._position]:
                     await self._handle(fresh)
+
+    def _patience(self) -> timedelta:
+        """How long to wait for new records before there is something else to do."""
+        due = self._index.due_in()
+        return _LOOK_AGAIN if due is None else min(_LOOK_AGAIN, due)
+
+    @property
+    def state(self) -> LoopState:
+        """What the loop does; it backs off, too, while there is no room to park more."""
+        state = super().state
+        return "backing_off" if state == "running" and self._is_full() else state
+
+    def _is_full(self) -> bool:
+        return len(self._index) >= self._workshop.limits.parked
+
+    def _ready(self, limit: int) -> int:
+        """Nothing while too much is parked; of a retry topic, what is due."""
+        if self._is_full():
+            return 0
+        if self._retry_topic is None:
+            return super()._ready(limit)
+        retry, ready = self._retry_topic, 0
+        while ready < min(limit, len(self._queue)) and not due_in(self._queue[ready], retry):
+            ready += 1
+        return ready
+
+    def _ready_at(self) -> float | None:
+        if self._retry_topic is None or not self._queue:
+            return None
+        self._hold()
+        return time.monotonic() + due_in(self._queue[0], self._retry_topic).total_seconds()
+
+    def _has_work(self) -> bool:
+        return bool(self._queue) and self._ready(1) > 0
 
     async def _persist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeats `step` with backoff until it succeeds or the loop stops."""
@@ -127,11 +165,20 @@ class TransactionalLoop(PartitionLoop):
             stored = await self._begin()
         start, end = await self._log_bounds()  # after the position, which a replica that is being replaced may still move with the log
         self._check_bounds(stored, start, end)
+        waiting = await self._waiting()
         self._position, self._located = stored, True
+        self._index.load(waiting)
         self._suspect(mark)
         if self._is_assigned():
             self.assignment.consumer.seek(self.assignment.partition, stored)
             self.assignment.consumer.resume(self.assignment.partition)
+
+    async def _waiting(self) -> list[Parked]:
+        """What is parked, read after the position: what a replica that is being replaced has parked since moved the position too, and
+        fences us before we could miss it.
+        """
+        async with self._workshop.database.transaction() as connection:
+            return await self._parked.load(connection)
 
     async def _stored(self) -> tuple[int | None, Mark | None]:
         async with self._workshop.database.transaction() as connection:
@@ -167,7 +214,7 @@ class TransactionalLoop(PartitionLoop):
             return
         self._suspects_until = mark.last + 1
         died = range(max(mark.first, self._position), mark.last + 1)
-        self._attempts = dict.fromkeys(died, mark.attempts)
+        self._attempts.counts = dict.fromkeys(died, mark.attempts)
         self._redelivered = set(died)
         _log.warning(
             "a batch died before its commit; its events are handled one by one", partition=str(self.assignment.partition), mark=str(mark)
@@ -178,52 +225,70 @@ class TransactionalLoop(PartitionLoop):
 
     # --- one batch --------------------------------------------------------------------------------
     async def _handle(self, batch: Sequence[Record]) -> None:
-        failures, marked = 0, False
+        failures, postponed, marked = 0, 0, False
         while not self._stopping.is_set():
             try:
                 async with self._room(batch), self._workshop.in_flight:
                     if not marked:
                         await self._mark(batch)
                         marked = True
-                    await self._attempt(batch)
+                    applied = await self._attempt(batch, postponing=postponed + 1 >= self._in_place)
             except FencedError:
                 await self._requeue(batch)
                 return
-            except PASSING as error:
-                metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
-                _log.warning(
-                    "batch rolled back, will be tried again", partition=str(self.assignment.partition), error=str(error), failures=failures
-                )
             except FatalError:
                 raise
-            except Exception:  # noqa: BLE001
-                _log.exception("batch rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch))
-                self._blame(batch)
-                marked = False  # the next try is one more attempt, and counts
-                if len(batch) > 1:
-                    await self._one_by_one(batch)
-                    return
+            except Exception as error:  # noqa: BLE001
+                if not await self._passes(error):
+                    self._blame(batch, error)
+                    marked = False  # the next try is one more attempt, and counts
+                    if len(batch) > 1:
+                        await self._one_by_one(batch)
+                        return
+                else:
+                    postponed += isinstance(error, PostponedError)
+                    self._tell_retry(error, failures)
             else:
-                self._finish(batch)
+                self._finish(batch, applied)
                 return
             failures += 1
             await self._pause(failures)
 
+    def _tell_retry(self, error: Exception, failures: int) -> None:
+        metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
+        _log.warning("rolled back, will be tried again", partition=str(self.assignment.partition), error=str(error), failures=failures)
+
+    async def _passes(self, error: Exception) -> bool:
+        """Whether a failure is no event's fault. A handler's time-out is none while Postgres does not answer either."""
+        if not _timed_out(error):
+            return isinstance(error, PASSING)
+        try:
+            async with asyncio.timeout(_PROBE.total_seconds()):
+                await self._workshop.database.check()
+        except (*PASSING, TimeoutError):
+            return True
+        return False
+
     def _room(self, batch: Sequence[Record]) -> AbstractAsyncContextManager[None]:
         """A suspect is handled alone in the process: else a neighbour's death would count against it."""
         quarantine, first = self._workshop.quarantine, batch[0].offset
-        return quarantine.alone() if first < self._suspects_until or first in self._broken else quarantine.together()
+        return quarantine.alone() if first < self._suspects_until or first in self._attempts.broken else quarantine.together()
 
     async def _one_by_one(self, batch: Sequence[Record]) -> None:
         """Handles each record of a broken batch in a transaction of its own, so that only the culprit's attempts grow."""
-        for record in batch:
-            if record.offset >= self._position and not self._stopping.is_set():
+        for number, record in enumerate(batch):
+            if self._stopping.is_set():
+                return
+            if self._gate.closed:
+                self._return(batch[number:])
+                return
+            if record.offset >= self._position:
                 await self._handle([record])
 
-    def _blame(self, batch: Sequence[Record]) -> None:
+    def _blame(self, batch: Sequence[Record], error: Exception) -> None:
+        _log.error("rolled back by an unexpected error", partition=str(self.assignment.partition), events=len(batch), exc_info=error)
         for record in batch:
-            self._broken.add(record.offset)
-            self._attempts[record.offset] = max(self._attempts.get(record.offset, 0), 1)
+            self._attempts.blame(record.offset)
 
     async def _requeue(self, batch: Sequence[Record]) -> None:
         """Fenced: looks where the position is now and drops what others have handled. Our mark went with the position that was moved."""
@@ -240,29 +305,35 @@ class TransactionalLoop(PartitionLoop):
         if again:
             self._redelivered -= again
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
-        mark = Mark(first, last, self._attempts.get(first, 0) + 1 if len(batch) == 1 else 1)
+        mark = Mark(first, last, self._attempts.counts.get(first, 0) + 1 if len(batch) == 1 else 1)
         self._marked = mark  # before it is known to be set: a commit in doubt is given back too
         async with self._workshop.database.statements() as connection:
             await self._row.set_mark(connection, self._position, mark)
         if len(batch) == 1:
-            self._attempts[first] = mark.attempts
+            self._attempts.counts[first] = mark.attempts
 
-    async def _attempt(self, batch: Sequence[Record]) -> None:
+    async def _attempt(self, batch: Sequence[Record], *, postponing: bool) -> Applied:
         await self._check_gap(batch[0].offset)
         deliveries = [delivered(record, self.assignment) for record in batch]
         try:
-            await self._transact(deliveries, together=True)
+            applied = await self._transact(deliveries, together=not postponing, postponing=postponing)
         except InvalidError:
             # A savepoint around each batch would save this second attempt, but cost every sound batch two round trips.
-            await self._transact(deliveries, together=False)
+            applied = await self._transact(deliveries, together=False, postponing=False)
         faults.reach(faults.COMMITTED_BEFORE_OFFSET)
+        return applied
 
-    async def _transact(self, deliveries: Sequence[Delivery], *, together: bool) -> None:
+    async def _transact(self, deliveries: Sequence[Delivery], *, together: bool, postponing: bool) -> Applied:
+        group = self.assignment.group
         async with self._workshop.database.transaction() as connection:
-            rows = await self._apply(connection, deliveries, together=together)
-            await outbox.write(connection, rows)
-            await self._row.advance(connection, self._position, deliveries[-1].record.offset + 1)
+            applied = await self._applier.apply(connection, deliveries, together=together, postponing=postponing)
+            await outbox.write(connection, applied.rows)
+            await parked.write(connection, group, applied.notes)
+            await parked.remove(connection, group, applied.done)
+            await parked.settle(connection, group, applied.replayed)
+            await self._row.advance(connection, self._position, deliveries[applied.handled - 1].offset + 1)
             faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+        return applied
 
     async def _check_gap(self, first: int) -> None:
         """A gap is normal (compaction, aborted sends), unless the log's start has overtaken the position."""
@@ -270,32 +341,49 @@ class TransactionalLoop(PartitionLoop):
             start, _ = await self._log_bounds()
             self._check_bounds(self._position, start, first)
 
-    def _finish(self, batch: Sequence[Record]) -> None:
-        self._position, self._marked = batch[-1].offset + 1, None
-        for record in batch:
-            self._attempts.pop(record.offset, None)
-            self._broken.discard(record.offset)
+    def _finish(self, batch: Sequence[Record], applied: Applied) -> None:
+        done, left = batch[: applied.handled], batch[applied.handled :]
+        self._position, self._marked = done[-1].offset + 1, None
+        for entry in applied.parked:
+            self._index.add(entry)
+        for record in done:
+            self._attempts.forget(record.offset)
+        self._return(left)
+        self._judge(applied, len(done) - len(applied.letters))
         self.handled_at = time.monotonic()
-        metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(batch))
+        metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc(len(done))
+
+    def _judge(self, applied: Applied, others: int) -> None:
+        """Halts the consumer where it only makes dead letters."""
+        guard = self._workshop.guard
+        guard.passed(max(0, others - len(applied.parked)))
+        guard.count(applied.letters)
+        if guard.reason is not None and not self._gate.closed:
+            _log.error("consumer halted", consumer=self.assignment.group, reason=guard.reason)
+            self._gate.close()
 
     async def close(self, grace: timedelta) -> None:
         """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
         await super().close(grace)
         await self._commit_finished()
         mark, self._marked = self._marked, None
+        begun, self._begun = self._begun, None
         if mark is not None:
-            with suppress(SQLAlchemyError, TimeoutError):
-                async with asyncio.timeout(_GIVE_BACK.total_seconds()):
-                    await self._give_back_patiently(mark)
+            await self._patiently(lambda: self._give_back(mark))
+        if begun is not None:
+            await self._patiently(lambda: self._give_back_parked(begun))
 
-    async def _give_back_patiently(self, mark: Mark) -> None:
+    async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeats the step for a while, also when stopping."""
         failures = 0
-        while True:
-            try:
-                return await self._give_back(mark)
-            except PASSING:
-                failures += 1
-                await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
+        with suppress(SQLAlchemyError, TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK.total_seconds()):
+                while True:
+                    try:
+                        return await step()
+                    except PASSING:
+                        failures += 1
+                        await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
 
     async def _give_back(self, mark: Mark) -> None:
         async with self._workshop.database.transaction() as connection:
@@ -309,6 +397,7 @@ class TransactionalLoop(PartitionLoop):
     async def _relocate(self) -> None:
         async with self._workshop.database.transaction() as connection:
             stored = await self._row.read(connection)
+            waiting = await self._parked.load(connection)
         if stored is None or stored < self._position:
             raise FatalError(
                 f"the position of {self.assignment.group} on {self.assignment.partition} went back from {self._position} to {stored}"
@@ -318,123 +407,148 @@ class TransactionalLoop(PartitionLoop):
             "fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position
         )
         self._position = stored
+        self._index.load(waiting)
 
-    # --- one event --------------------------------------------------------------------------------
-    async def _apply(self, connection: AsyncConnection, deliveries: Sequence[Delivery], *, together: bool) -> list[OutboxRow]:
-        """Applies every event and returns what is to be published, in order. Raises InvalidError when `together` one of them is refused."""
-        entries = await self._enter(connection, deliveries)
-        known = [(delivery, entries.get(delivery.record.offset, Entry.NEW)) for delivery in deliveries]
-        fresh = [(delivery, entry) for delivery, entry in known if entry is not Entry.REPEATED]
-        metrics.BUS_DUPLICATES.labels(consumer=self.assignment.group).inc(len(known) - len(fresh))
-        if together and len(fresh) > 1 and (events := self._sound(fresh)):
-            return await self._apply_together(connection, events)
-        rows: list[OutboxRow] = []
-        dead: list[Delivery] = []
-        for delivery, entry in fresh:
-            if await self._apply_one(connection, delivery, entry, rows) is Outcome.DEAD and entry is Entry.NEW:
-                dead.append(delivery)
-        await forget(connection, self.assignment.group, _inbox_items(dead))
-        return rows
+    # --- parked events ----------------------------------------------------------------------------
+    async def _retry_parked(self) -> None:
+        """Tries heads that are due, the longest due first, for one turn."""
+        until = time.monotonic() + _TURN.total_seconds()
+        while time.monotonic() < until and not (self._stopping.is_set() or self._gate.closed):
+            entry = self._index.due()
+            if entry is None:
+                return
+            await self._retry(entry)
 
-    def _sound(self, fresh: Sequence[tuple[Delivery, Entry]]) -> list[Received[EventData]]:
-        """The events of a batch of which none is known to be refused or expired; else nothing."""
-        try:
-            events = [self._admitted(delivery, entry) for delivery, entry in fresh]
-        except InvalidError:
-            return []
-        return [] if any(expired(event) for event in events) else events
-
-    async def _apply_together(self, connection: AsyncConnection, events: Sequence[Received[EventData]]) -> list[OutboxRow]:
-        """Without a savepoint for each, which costs two round trips. Raises InvalidError when one is refused: then none is applied."""
-        rows: list[OutboxRow] = []
-        for event_type, run in groupby(events, lambda event: event.type):
-            registration, neighbours = self._workshop.registry[event_type], list(run)
-            if registration.batched:
-                await self._call_batch(registration, connection, neighbours, rows)
+    async def _retry(self, entry: Parked) -> None:
+        """One attempt. Where Postgres is what fails it is taken back, and this partition waits."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                async with self._retry_room(entry), self._workshop.in_flight:
+                    await self._attempt_parked(entry)
+            except FencedError:
+                self._begun = None
+                await self._persist(self._relocate)
+            except FatalError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                if isinstance(error, PostponedError) or not await self._passes(error):
+                    await self._persist(lambda error=error: self._postpone(entry, error))  # type: ignore[misc]
+                    return
+                self._tell_retry(error, failures)
+                await self._persist(self._take_back)
+                failures += 1
+                await self._pause(failures)
                 continue
-            for event in neighbours:
-                with handling(event, self.assignment.group):
-                    await registration.handler(event, self._transaction(connection, event, rows))
-        return rows
+            return
 
-    async def _call_batch(
-        self, registration: Registration, connection: AsyncConnection, events: Sequence[Received[EventData]], rows: list[OutboxRow]
-    ) -> None:
-        with handling_together(events, self.assignment.group):
-            await registration.handler(events, BatchTransaction(connection, self._workshop.service, rows))
+    def _retry_room(self, entry: Parked) -> AbstractAsyncContextManager[None]:
+        quarantine = self._workshop.quarantine
+        return quarantine.alone() if entry.failures else quarantine.together()
 
-    async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
-        known = [delivery for delivery in deliveries if delivery.event is not None]
-        entries = await enter(connection, self.assignment.group, _inbox_items(known))
-        return {delivery.record.offset: entry for delivery, entry in zip(known, entries, strict=True)}
+    async def _attempt_parked(self, entry: Parked) -> None:
+        database, group = self._workshop.database, self.assignment.group
+        async with database.transaction() as connection:
+            await self._row.hold(connection, self._position)
+            begun = self._begun = await self._parked.begin(connection, entry.offset)
+        if begun is None:
+            raise FencedError("The parked event is gone, or an operator has decided about it.")
+        self._attempts.counts[entry.offset] = begun.failures
+        delivery = delivered(begun.record, self.assignment)
+        async with database.transaction() as connection:
+            await self._row.hold(connection, self._position)
+            applied = await self._applier.apply_parked(connection, delivery)
+            await outbox.write(connection, applied.rows)
+            if not await self._parked.end(connection, begun):
+                raise FencedError("Another replica was faster with a parked event.")
+            await parked.write(connection, group, applied.notes)
+            await parked.settle(connection, group, applied.replayed)
+            faults.reach(faults.CONSUMED_BEFORE_COMMIT)
+        faults.reach(faults.COMMITTED_BEFORE_OFFSET)
+        self._begun = None
+        self._index.remove(entry.offset)
+        self._attempts.forget(entry.offset)
+        self._judge(applied, 0)
+        self.handled_at = time.monotonic()
+        _log.info("parked event done", partition=str(self.assignment.partition), offset=entry.offset, attempts=begun.attempts + 1)
 
-    async def _apply_one(self, connection: AsyncConnection, delivery: Delivery, entry: Entry, rows: list[OutboxRow]) -> Outcome:
-        before = len(rows)
-        try:
-            event = self._admitted(delivery, entry)
-            if expired(event) and await self._told_expired(connection, event, rows):
-                return Outcome.HANDLED
-            registration = self._workshop.registry[event.type]
-            async with connection.begin_nested():
-                if registration.batched:
-                    await self._call_batch(registration, connection, [event], rows)
-                else:
-                    with handling(event, self.assignment.group):
-                        await registration.handler(event, self._transaction(connection, event, rows))
-        except InvalidError as fault:
-            del rows[before:]
-            return await self._refuse(connection, delivery, fault, rows)
-        return Outcome.HANDLED
+    async def _postpone(self, entry: Parked, error: Exception) -> None:
+        """Notes a failed attempt and when the next one is due. After the last one with a reason the event is stuck."""
+        begun, limits = self._begun, self._workshop.limits
+        if begun is None:
+            return
+        explained = isinstance(error, PostponedError)
+        attempts = begun.attempts + int(explained)
+        told = error if isinstance(error, TesseraError) else RetryableError(f"{type(error).__name__}", code="handler_failed")
+        pause = self._applier.pause(max(1, attempts if explained else begun.failures))
+        failed = Failed(told, pause, explained, is_last=attempts >= limits.attempts)
+        async with self._workshop.database.transaction() as connection:
+            await self._parked.postpone(connection, begun, failed)
+        self._begun = None
+        if explained:
+            metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
+        else:
+            self._attempts.blame(entry.offset)
+        self._tell_postponed(begun, failed, error)
+        state = State.STUCK if failed.is_last else State.WAITING
+        due = time.monotonic() + pause.total_seconds()
+        self._index.change(
+            replace(entry, state=state, due=due, attempts=attempts, failures=begun.failures - int(explained), code=told.code)
+        )
 
-    async def _told_expired(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> bool:
-        """Whoever asked gets an answer, a producer outside a refusal (InvalidError `expired`); what nobody waits for is handled."""
-        if event.origin.reply_partition is not None:
-            await self._transaction(connection, event, rows).reply(RequestFailed(problem=EXPIRED), step="expired")
+    def _tell_postponed(self, begun: Begun, failed: Failed, error: Exception) -> None:
+        log = _log.error if failed.is_last or not failed.explained else _log.warning
+        log(
+            "parked event is stuck: an operator must decide" if failed.is_last else "parked event failed again",
+            partition=str(self.assignment.partition),
+            offset=begun.record.offset,
+            attempts=begun.attempts + 1,
+            error=failed.error.message,
+            exc_info=None if failed.explained else error,
+        )
+
+    async def _take_back(self) -> None:
+        begun = self._begun
+        if begun is not None:
+            await self._give_back_parked(begun)
+            self._begun = None
+
+    async def _give_back_parked(self, begun: Begun) -> None:
+        async with self._workshop.database.transaction() as connection:
+            await self._parked.give_back(connection, begun)
+
+    async def _obey(self) -> None:
+        """Does what operators want done about parked events."""
+        while self._decisions and not self._stopping.is_set():
+            offset, discard = self._decisions.pop(0)
+            await self._persist(lambda offset=offset, discard=discard: self._release_parked(offset, discard=discard))  # type: ignore[misc]
+
+    async def _release_parked(self, offset: int, *, discard: bool) -> None:
+        async with self._workshop.database.transaction() as connection:
+            found = await self._parked.release(connection, offset, "discarded" if discard else "retried")
+        entry = self._index.get(offset)
+        if not found or entry is None:
+            return
+        _log.info("operator decided", partition=str(self.assignment.partition), offset=offset, discard=discard)
+        self._attempts.forget(offset)
+        if discard:
+            self._attempts.discarded.add(offset)
+        self._index.change(replace(entry, state=State.WAITING, due=time.monotonic(), attempts=0, failures=0))
+
+    async def _prune(self) -> None:
+        """Forgets what was refused long ago; once in a while, by one partition for all."""
+        if self.assignment.partition.partition != 0 or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_AGAIN.total_seconds()
+        with suppress(*PASSING):
+            async with self._workshop.database.transaction() as connection:
+                await parked.prune(connection, self._workshop.keep, rows=_PRUNED_ROWS)
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Whether a handler's time-out is behind an error, also where cutting its statement off broke something else."""
+    while error is not None:
+        if isinstance(error, HandlerTimeoutError):
             return True
-        if is_refusable(self.assignment.name):
-            raise InvalidError(EXPIRED.code, "The event's deadline had passed before it was handled; it had no effect.", "deadline")
-        return False
-
-    def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
-        return Transaction(connection, event.origin, self._workshop.service, rows)
-
-    def _admitted(self, delivery: Delivery, entry: Entry) -> Received[EventData]:
-        """The event, unless it does not validate, pretends to be another, or has failed too often."""
-        record = delivery.record
-        if entry is Entry.REUSED:
-            raise InvalidError("event_id_reused", "Another event with another body has the same tenant, source and id.", "id")
-        if self._attempts.get(record.offset, 0) <= MAXIMUM_ATTEMPTS:
-            return delivery.ready
-        if record.offset in self._broken:
-            raise InvalidError(HANDLER_FAILED, f"Handling this event failed {MAXIMUM_ATTEMPTS} times in a way that no rule foresees.")
-        raise InvalidError(CONSUMER_CRASHED, f"The consumer died {MAXIMUM_ATTEMPTS} times while it handled this event.")
-
-    async def _refuse(self, connection: AsyncConnection, delivery: Delivery, fault: InvalidError, rows: list[OutboxRow]) -> Outcome:
-        """Tells whoever must know: the asker of a request; else operators, and the producer where there is one outside."""
-        record, name, service = delivery.record, self.assignment.name, self._workshop.service
-        attempts = min(MAXIMUM_ATTEMPTS, self._attempts.get(record.offset, 1))
-        metrics.BUS_REFUSED.labels(consumer=self.assignment.group, code=fault.code).inc()
-        _log.info("event refused", topic=name, partition=record.partition, offset=record.offset, code=fault.code, field=fault.field)
-        event = delivery.event
-        if event is not None and event.origin.reply_partition is not None:
-            await self._transaction(connection, event, rows).reply(RequestFailed(problem=Problem.of(fault)), step="failure")
-            return Outcome.HANDLED
-        rows.append(dead_letter(record, name, service, fault, attempts))
-        if is_refusable(name):
-            rows.append(refusal(record, name, service, fault))
-            await self._note_refusal(connection, record, fault)
-        return Outcome.DEAD
-
-    async def _note_refusal(self, connection: AsyncConnection, record: Record, fault: InvalidError) -> None:
-        note, tenant_id = self._workshop.registry.on_refused, told_tenant(record, self.assignment.name, fault)
-        if note is not None and tenant_id is not None:
-            await note(tenant_id, refused(record, self.assignment.name, fault), connection)
-
-
-def _inbox_items(deliveries: Sequence[Delivery]) -> list[InboxItem]:
-    """The identities of those that have one."""
-    return [
-        InboxItem(delivery.event.tenant_id, delivery.event.digest, body_digest(delivery.record.value or b""))
-        for delivery in deliveries
-        if delivery.event is not None
-    ]
+        error = error.__cause__ or error.__context__
+    return False

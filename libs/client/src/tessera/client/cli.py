@@ -278,6 +278,29 @@ def control(context: Context, service: str, action: str, consumer: str | None, i
     context.show(told, [f"{service}: {action} is on its way to {instance or 'every replica'}"])
 
 
+@main.command()
+@click.argument("outcome", type=click.Choice(["retry", "discard"]))
+@click.argument("service")
+@click.argument("event")
+@click.pass_obj
+def parked(context: Context, outcome: str, service: str, event: str) -> None:
+    """Retry or discard an EVENT of SERVICE that is stuck: TOPIC:PARTITION:OFFSET, as `tessera status` shows it. Its key goes on.
+
+    A discarded one becomes a dead letter, and can be replayed.
+    """
+    topic, partition, offset = _place(event)
+    told = context.call(lambda client: client.decide_parked(service, topic, partition, offset, outcome))
+    context.show(told, [f"{event}: {outcome} is on its way to {service}"])
+
+
+def _place(event: str) -> tuple[str, int, int]:
+    topic, _, rest = event.partition(":")
+    partition, _, offset = rest.partition(":")
+    if not (topic and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()):
+        raise click.BadParameter("an event is TOPIC:PARTITION:OFFSET, such as ingest:3:1742", param_hint="EVENT")
+    return topic, int(partition), int(offset)
+
+
 @main.group()
 def spool() -> None:
     """What the gateway accepted while Kafka was away. Each replica has its own; the one that answers is named."""
@@ -445,4 +468,15 @@ def _service_lines(service: dict[str, Any]) -> list[str]:
         broken = [f"{one['name']} {one['breaker']}" for one in replica["dependencies"] if one.get("breaker", "closed") != "closed"]
         told += f"; breakers: {', '.join(broken)}" if broken else ""
         lines.append(f"  {replica['instance']}: {replica['status']}{told}")
+        lines += [line for consumer in replica["consumers"] for line in _consumer_lines(consumer)]
     return lines
+
+
+def _consumer_lines(consumer: dict[str, Any]) -> list[str]:
+    """What an operator has to decide about."""
+    halted = [f"    {consumer['name']} is halted: {consumer['halted']}"] if consumer.get("halted") else []
+    return halted + [
+        f"    {consumer['name']} is stuck at {event['topic']}:{event['partition']}:{event['offset']}: {event['code']}, "
+        f"{event['attempts']} attempts since {event['since']}"
+        for event in consumer.get("stuck") or []
+    ]

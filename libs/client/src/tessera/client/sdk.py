@@ -121,6 +121,11 @@ class Tessera:
         """Has replicas `pause` or `resume` a consumer, or `reload` their settings. Needs a key with the scope admin."""
         return self._request("POST", f"/v1/services/{service}/control", json=_given(action=action, consumer=consumer, instance=instance))
 
+    def decide_parked(self, service: str, topic: str, partition: int, offset: int, outcome: str) -> Json:
+        """Has an event that is stuck tried again (`retry`) or made a dead letter (`discard`); its key goes on. Needs the scope admin."""
+        parked = {"topic": topic, "partition": partition, "offset": offset, "outcome": outcome}
+        return self._request("POST", f"/v1/services/{service}/control", json={"action": "resume", "parked": parked})
+
     def dead_letters(self, *, limit: int | None = None, **query: Any) -> list[Json]:
         """Dead letters, the newest first; all of them where there is no `limit`. Needs a key with the scope admin.
 

@@ -41,6 +41,16 @@ class TrafficClass(StrEnum):
     BULK = "bulk"
 
 
+RETRY_DELAYS: Final[Mapping[TrafficClass, tuple[timedelta, ...]]] = MappingProxyType(
+    {
+        TrafficClass.CHAT: (timedelta(seconds=1), timedelta(seconds=10), timedelta(minutes=1)),
+        TrafficClass.INGESTION: (timedelta(seconds=5), timedelta(minutes=1), timedelta(minutes=10)),
+        TrafficClass.BULK: (timedelta(seconds=30), timedelta(minutes=5), timedelta(minutes=30)),
+    }
+)
+"""How long an event waits before each further attempt where order does not matter; after the last it is a dead letter."""
+
+
 @dataclass(frozen=True)
 class Consumer:
     """One service's way of reading a topic."""
@@ -48,6 +58,26 @@ class Consumer:
     service: str
     traffic_class: TrafficClass
     mode: Mode
+
+
+@dataclass(frozen=True)
+class RetryTopic:
+    """Where one consumer's events of one topic wait for their attempt number `attempt` (from 1) after the first ones failed."""
+
+    topic: str
+    consumer: Consumer
+    attempt: int
+
+    @property
+    def delay(self) -> timedelta:
+        """How long an event waits here."""
+        return RETRY_DELAYS[self.consumer.traffic_class][self.attempt - 1]
+
+    @property
+    def name(self) -> str:
+        """`<topic>.<service>.retry.<delay>`."""
+        seconds = int(RETRY_DELAYS[self.consumer.traffic_class][self.attempt - 1].total_seconds())
+        return f"{self.topic}.{self.consumer.service}.retry.{f'{seconds // 60}m' if seconds % 60 == 0 else f'{seconds}s'}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,17 @@ class Topic:
     def consumer(self, service: str) -> Consumer | None:
         """How `service` reads this topic; None if it does not."""
         return next((consumer for consumer in self.consumers if consumer.service == service), None)
+
+    def retry_topics(self, service: str) -> tuple[RetryTopic, ...]:
+        """Where events that `service` could not handle wait, in the order of the attempts.
+
+        None where order matters (the key waits instead), and none for requests, which are tried again in place until their deadline.
+        """
+        consumer = self.consumer(service)
+        if consumer is None or not self.order_free or consumer.mode is not Mode.TRANSACTIONAL:
+            return ()
+        attempts = range(1, len(RETRY_DELAYS[consumer.traffic_class]) + 1)
+        return tuple(RetryTopic(self.name, consumer, attempt) for attempt in attempts)
 
 
 def _chat(service: str, mode: Mode) -> Consumer:
@@ -342,6 +383,11 @@ _PLATFORM: Final = (
 
 TOPICS: Final[Mapping[str, Topic]] = MappingProxyType({topic.name: topic for topic in (*_INGESTION, *_CHAT, *_BULK, *_PLATFORM)})
 
+RETRY_TOPICS: Final[Mapping[str, RetryTopic]] = MappingProxyType(
+    {retry.name: retry for topic in TOPICS.values() for reader in topic.consumers for retry in topic.retry_topics(reader.service)}
+)
+"""Every retry topic by its name."""
+
 _TOPIC_OF: Final = {event: topic for topic in TOPICS.values() for event in topic.event_types}
 EVENT_TYPES: Final[Mapping[str, type[EventData]]] = MappingProxyType({event.event_type: event for event in _TOPIC_OF})
 
@@ -372,9 +418,11 @@ def dead_letter_topic(topic: str, service: str) -> str:
 
 
 def catalogued(topic: str) -> Topic:
-    """The catalogue entry of a topic's name, also of a tenant's own topic. Raises KeyError if there is none."""
+    """The catalogue entry of a topic's name, also of a tenant's own topic and of a retry topic. Raises KeyError if there is none."""
     if topic in TOPICS:
         return TOPICS[topic]
+    if topic in RETRY_TOPICS:
+        return TOPICS[RETRY_TOPICS[topic].topic]
     base = topic.split(".", 1)[0]
     if base in TOPICS and TOPICS[base].per_tenant:
         return TOPICS[base]
@@ -383,7 +431,7 @@ def catalogued(topic: str) -> Topic:
 
 def tenant_of_topic(topic: str) -> str | None:
     """The tenant that a topic belongs to; None for a shared one."""
-    return None if topic in TOPICS else topic.split(".", 1)[1]
+    return None if topic in TOPICS or topic in RETRY_TOPICS else topic.split(".", 1)[1]
 
 
 def consumed_by(service: str) -> tuple[Topic, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tessera.contracts.base import EventData
-from tessera.contracts.catalogue import TOPICS, Topic, dead_letter_topic
+from tessera.contracts.catalogue import RETRY_TOPICS, TOPICS, Topic, dead_letter_topic
 from tessera.contracts.schemas import SchemaStore, reader_schema, writer_schema
 
 _ATTRIBUTES: Final = {
@@ -68,6 +68,8 @@ def _page(store: SchemaStore) -> Iterator[str]:
     yield "| topic | carries | key | partitions | kept | from | to (class, mode) |\n|---|---|---|---|---|---|---|"
     yield from (_topic_row(topic) for topic in TOPICS.values())
     yield "\nDead letters of a consumer: `<topic>.<service>.dlq`. Consumer groups: `<service>.<class>`.\n"
+    waiting = ", ".join(f"`{name}`" for name in RETRY_TOPICS)
+    yield f"Where order does not matter, events that cannot be handled yet wait in a retry topic ([retries](retries.md)): {waiting}.\n"
     yield "## Types"
     for topic in TOPICS.values():
         for event in topic.event_types:

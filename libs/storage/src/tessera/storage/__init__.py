@@ -3,6 +3,7 @@
 from tessera.storage.database import Database
 from tessera.storage.errors import (
     ObjectNotFoundError,
+    ObjectsUnavailableError,
     StorageConflictError,
     StorageTimeoutError,
     StorageUnavailableError,
@@ -20,6 +21,7 @@ __all__ = [
     "ObjectStat",
     "ObjectStore",
     "ObjectStoreSettings",
+    "ObjectsUnavailableError",
     "PostgresSettings",
     "PostgresTls",
     "RedisSettings",

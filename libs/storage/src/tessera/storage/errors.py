@@ -2,6 +2,7 @@
 
 RetryableError
 ├── StorageUnavailableError   no connection, or it was lost; counted by the breaker
+│   └── ObjectsUnavailableError   the same of the object store
 ├── StorageConflictError      deadlock, serialisation failure, lock not available: run the transaction again
 └── StorageTimeoutError       a statement or transaction was longer than allowed
 InvalidError
@@ -21,6 +22,10 @@ class StorageUnavailableError(RetryableError):
     """The store cannot be reached, ended the connection, or has no connection free."""
 
     code = "storage_unavailable"
+
+
+class ObjectsUnavailableError(StorageUnavailableError):
+    """The object store cannot be reached or failed; Postgres is none the worse for it."""
 
 
 class StorageConflictError(RetryableError):

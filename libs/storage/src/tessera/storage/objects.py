@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 
 from tessera.contracts.errors import InvalidError
 from tessera.resilience import Breaker
-from tessera.storage.errors import ObjectNotFoundError, StorageUnavailableError
+from tessera.storage.errors import ObjectNotFoundError, ObjectsUnavailableError
 from tessera.storage.settings import ObjectStoreSettings
 
 P = ParamSpec("P")
@@ -40,7 +40,7 @@ class ObjectStore:
     """Objects under keys like `archive/2026/11/x.jsonl`: segments of letters, digits and `._=@+-`, parted by `/`, never `.` or `..`.
 
     Every method does its blocking work in a thread, under `breaker`, and raises InvalidError `invalid_object_key` for another key,
-    ObjectNotFoundError where nothing is stored, StorageUnavailableError when the store fails, CircuitOpenError when nothing was tried.
+    ObjectNotFoundError where nothing is stored, ObjectsUnavailableError when the store fails, CircuitOpenError when nothing was tried.
     """
 
     def __init__(self, settings: ObjectStoreSettings) -> None:
@@ -52,7 +52,7 @@ class ObjectStore:
             "objects",
             failure_threshold=settings.breaker_failure_threshold,
             reset_after=timedelta(seconds=settings.breaker_reset_seconds),
-            failures=(StorageUnavailableError,),
+            failures=(ObjectsUnavailableError,),
         )
 
     async def put(self, key: str, data: bytes | BinaryIO) -> int:
@@ -102,7 +102,7 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise ObjectNotFoundError(key) from error
         except OSError as error:
-            raise StorageUnavailableError(f"the object store failed: {error}") from error
+            raise ObjectsUnavailableError(f"the object store failed: {error}") from error
 
     def _path(self, key: str) -> str:
         if len(key) > 512 or not _KEY.fullmatch(key):

@@ -27,6 +27,9 @@ BUS_REFUSED = Counter(
     "tessera_bus_refused_events_total", "Events that can never be handled, by machine-readable reason.", ["consumer", "code"]
 )
 BUS_RETRIES = Counter("tessera_bus_retries_total", "Attempts that failed for a passing reason and are repeated.", ["consumer"])
+BUS_PARKED = Gauge("tessera_bus_parked_events", "Events of this replica's partitions that wait here, by state.", ["consumer", "state"])
+BUS_HALTED = Gauge("tessera_bus_halted", "1 while the consumer is halted because too much went to the dead letters.", ["consumer"])
+BUS_DELAYED = Counter("tessera_bus_delayed_events_total", "Events put into a retry topic.", ["consumer"])
 BUS_FENCED = Counter(
     "tessera_bus_fenced_batches_total", "Batches rolled back because another replica had moved the position.", ["consumer"]
 )

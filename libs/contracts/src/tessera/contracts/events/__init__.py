@@ -56,7 +56,15 @@ from tessera.contracts.events.memory import (
     RecallScores,
     RecallState,
 )
-from tessera.contracts.events.platform import ConsumerStatus, DependencyStatus, ServiceControlled, ServiceStatus, TenantChanged
+from tessera.contracts.events.platform import (
+    ConsumerStatus,
+    DependencyStatus,
+    ParkedDecision,
+    ServiceControlled,
+    ServiceStatus,
+    StuckEvent,
+    TenantChanged,
+)
 from tessera.contracts.events.retention import (
     PolicyInspected,
     PolicyReported,
@@ -120,6 +128,7 @@ __all__ = [
     "MessagePublished",
     "ModelDeclared",
     "ModelReference",
+    "ParkedDecision",
     "PolicyInspected",
     "PolicyReported",
     "PolicySubmitted",
@@ -138,6 +147,7 @@ __all__ = [
     "SearchStage",
     "ServiceControlled",
     "ServiceStatus",
+    "StuckEvent",
     "SweepCancelled",
     "SweepInspected",
     "SweepItem",

@@ -29,6 +29,17 @@ class DependencyStatus(Record):
     message: Annotated[str | None, Field(max_length=500)] = None
 
 
+class StuckEvent(Record):
+    """An event that failed at every attempt; the events of its key wait until an operator decides."""
+
+    topic: Name
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)]
+    code: Name
+    attempts: Annotated[int, Field(ge=0)]
+    since: Moment
+
+
 class ConsumerStatus(Record):
     """One consumer of one replica."""
 
@@ -36,6 +47,11 @@ class ConsumerStatus(Record):
     state: Literal["running", "paused", "backing_off", "stopped"]
     partitions: Annotated[int, Field(ge=0)]
     lag: Annotated[int, Field(ge=0)]
+    halted: Annotated[str | None, Field(max_length=500, description="Why it stopped itself; `resume` lets it go on.")] = None
+    parked: Annotated[int | None, Field(ge=0, description="Events that wait for another attempt, or behind one of their key.")] = None
+    stuck: Annotated[tuple[StuckEvent, ...] | None, Field(max_length=20, description="The first of those that wait for an operator.")] = (
+        None
+    )
 
 
 class ServiceStatus(EventData):
@@ -53,8 +69,17 @@ class ServiceStatus(EventData):
     consumers: tuple[ConsumerStatus, ...] = ()
 
 
+class ParkedDecision(Record):
+    """What is to become of one parked event."""
+
+    topic: Name
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)]
+    outcome: Annotated[Literal["retry", "discard"], Field(description="`discard` makes it a dead letter; its key goes on either way.")]
+
+
 class ServiceControlled(EventData):
-    """An operator asks replicas to pause or resume a consumer, or to reload their settings."""
+    """An operator asks replicas to pause or resume a consumer, to resume one key behind a parked event, or to reload their settings."""
 
     event_type: ClassVar[str] = "tessera.service.control.v1"
 
@@ -62,3 +87,4 @@ class ServiceControlled(EventData):
     action: Literal["pause", "resume", "reload"]
     consumer: Name | None = None
     instance: Annotated[Name | None, Field(description="One replica; all of the service where absent.")] = None
+    parked: Annotated[ParkedDecision | None, Field(description="With `resume`: only this event is meant.")] = None

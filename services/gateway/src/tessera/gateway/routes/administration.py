@@ -129,7 +129,7 @@ async def replay_spool(body: ReplayBody, caller: Operator) -> ReplayView:
 
 @router.post("/v1/services/{service}/control", status_code=202)
 async def control_service(service: Annotated[str, Path(min_length=1, max_length=64)], body: ControlBody, caller: Operator) -> ControlView:
-    """Pause or resume a consumer, or have settings read again. `/v1/status` shows when the replicas have obeyed."""
+    """Pause or resume a consumer, decide about a stuck event, or have settings read again. `/v1/status` shows when replicas have obeyed."""
     command = ServiceControlled(service=service, **body.model_dump())
     await services.control(caller.rooms.log, command, caller.call)
     return ControlView(status="accepted", **command.model_dump())

@@ -1,12 +1,12 @@
 """Tenants, keys and the state of the system."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from tessera.contracts.base import Name, TenantId
-from tessera.contracts.events import ConsumerStatus, DependencyStatus
+from tessera.contracts.events import ConsumerStatus, DependencyStatus, ParkedDecision
 from tessera.gateway.domain.keys import DEFAULT_SCOPES
 from tessera.gateway.routes.schemas.common import Body, View, examples
 
@@ -180,6 +180,15 @@ class ControlBody(Body):
         Name | None, Field(description="The traffic class to pause or resume, such as `ingestion`; all of them where absent.")
     ] = None
     instance: Annotated[Name | None, Field(description="One replica; all of the service where absent.")] = None
+    parked: Annotated[
+        ParkedDecision | None, Field(description="With `resume`: only this event is meant, which `/v1/status` shows as stuck.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _parked_is_resumed(self) -> Self:
+        if self.parked is not None and self.action != "resume":
+            raise ValueError("parked goes with the action resume")
+        return self
 
 
 class ControlView(View):
@@ -190,6 +199,7 @@ class ControlView(View):
     action: Literal["pause", "resume", "reload"]
     consumer: str | None
     instance: str | None
+    parked: ParkedDecision | None
 
 
 class HealthView(View):
