@@ -21,6 +21,7 @@ from tessera.contracts.events import (
     EmbeddingCompleted,
     EmbeddingRequested,
     EntityPublished,
+    FreshnessInspected,
     GenerationTokenized,
     IngestionInspected,
     IngestionReported,
@@ -99,7 +100,7 @@ async def inspect(event: Received[IngestionInspected], emit: Emitter) -> None:
     await emit.reply(IngestionReported(event_id=event.data.event_id, state="unknown"))
 
 
-async def tokenized(event: Received[GenerationTokenized], emit: Emitter) -> None:
+async def unasked(event: Received[Any], emit: Emitter) -> None:
     """Not asked for here."""
 
 
@@ -113,7 +114,8 @@ def register(bus: Bus, apply_message: Any = apply, answer_recall: Any = answer, 
     chat.replying(RecallRequested)(answer_recall)
     chat.replying(EmbeddingRequested)(embed)
     chat.replying(IngestionInspected)(inspect)
-    chat.replying(GenerationTokenized)(tokenized)
+    chat.replying(GenerationTokenized)(unasked)
+    chat.replying(FreshnessInspected)(unasked)
 
 
 async def stream(request: Request) -> StreamingResponse:
