@@ -122,7 +122,16 @@ def write_parked(session: Session, values: Values) -> Result:
     for number, place in enumerate(places):
         columns = {name: values[given][number] for name, given in _PARKED_COLUMNS.items()}
         due_at = session.now + values["dues"][number]
-        row = Row(offset=place[3], failures=0, due_at=due_at, parked_at=_EPOCH, changed_at=session.now, **columns)
+        row = Row(
+            topic=place[1],
+            partition=place[2],
+            offset=place[3],
+            failures=0,
+            due_at=due_at,
+            parked_at=_EPOCH,
+            changed_at=session.now,
+            **columns,
+        )
         before = session.get("parked", place)
         if before is not None:
             row.failures, row.parked_at = before.failures, before.parked_at
