@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -96,14 +97,19 @@ class Ground:
                 process.wait(60)
 
     def finished(self, name: str) -> tuple[float, float]:
-        """Runs a role to its end: (seconds that it measured itself, processor seconds of it and the servers)."""
-        before = cpu_seconds(self.servers)
+        """Runs a role to its end: (seconds that it measured itself, processor seconds of it, its start included, and the servers)."""
+        before = cpu_seconds(self.servers) + _ended_children()
         with self.role(name) as process:
             assert process.stdout is not None
             told = float(process.stdout.readline())
-            own = cpu_seconds([process.pid]) if process.poll() is None else 0.0
             process.wait(60)
-        return told, own + cpu_seconds(self.servers) - before
+        return told, cpu_seconds(self.servers) + _ended_children() - before
+
+
+def _ended_children() -> float:
+    """Processor seconds of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
