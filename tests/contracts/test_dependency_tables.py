@@ -48,6 +48,7 @@ TESTS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("tokenizer", "ranks of the encodings"): ("libs/encodings/tests/test_encodings.py::test_changed_ranks_are_refused",),
     ("generator", "Postgres (own)"): (
         f"{_GENERATOR}/test_outage.py::test_postgres_goes_and_comes_back",
+        f"{_GENERATOR}/test_outage.py::test_a_providers_stream_goes_on_while_postgres_is_away",
         f"{_GENERATOR}/test_takeover.py::test_a_provider_that_was_cut_is_not_called_again",
     ),
     ("generator", "Kafka"): (_KAFKA, f"{_TOGETHER}::test_after_kafka_was_away_the_generator_answers"),

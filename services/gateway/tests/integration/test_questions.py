@@ -24,11 +24,13 @@ from tessera.contracts.events import (
     RecallScores,
     RelationPublished,
     RequestFailed,
+    SweepCancelled,
     SweepInspected,
     SweepReported,
     SweepRequested,
     TokenizationCompleted,
     TokenizationRequested,
+    ValidationCancelled,
     ValidationInspected,
     ValidationReported,
     ValidationRequested,
@@ -207,6 +209,22 @@ def test_a_sweep_is_planned_carried_out_and_shown(gateway: Any) -> None:
     asked = gateway.peer.of(SweepInspected)[0]
     planned = next(said for said in gateway.peer.of(SweepRequested) if said.data["sweep_id"] == asked.data["sweep_id"])
     assert planned.key == asked.key
+
+
+def test_sweeps_and_validations_are_cancelled_behind_their_requests(gateway: Any) -> None:
+    problem = Problem(code="validation_cancelled", message="The validation was cancelled.", status=409)
+    ended = {"state": "failed", "created_at": NOW, "finished_at": NOW, "problem": problem}
+    gateway.peer.on(ValidationCancelled, lambda heard: [ValidationReported(validation_id=heard.data["validation_id"], **ended)])
+    counts = {"dry_run": False, "policy_version": 1, "planned": 1, "archived": 0, "skipped": 0}
+    gateway.peer.on(SweepCancelled, lambda heard: [SweepReported(sweep_id=heard.data["sweep_id"], **counts, **ended)])
+    with gateway.http() as client:
+        sweep = client.post("/v1/retention/sweeps", json={"dry_run": False}).json()
+        told = [client.post(f"{url}/cancel") for url in (sweep["url"], "/v1/validations/v-9")]
+    assert [(answer.status_code, answer.json()["status"]) for answer in told] == [(200, "failed")] * 2
+    assert told[1].json()["problem"]["code"] == "validation_cancelled"
+    cancelled = gateway.peer.of(SweepCancelled)[-1]
+    requested = eventually_blocking(lambda: [said for said in gateway.peer.of(SweepRequested) if said.data["sweep_id"] == sweep["id"]])
+    assert requested[0].key == cancelled.key, "one key, one order"
 
 
 def test_a_dataset_is_uploaded_and_judged(gateway: Any) -> None:

@@ -97,6 +97,10 @@ class Others:
 
         await eventually(found)
 
+    async def spoken(self, generation_id: str, *, chunks: int) -> None:
+        """Waits until so many chunks of the generation have come."""
+        await self.replies.until(lambda _: len(self.chunks(generation_id)) >= chunks, timedelta(seconds=60))
+
     def chunks(self, generation_id: str) -> list[dict[str, Any]]:
         return [event.data for event in self.replies.seen if event.type == CHUNK and event.data["generation_id"] == generation_id]
 

@@ -55,3 +55,22 @@ async def test_postgres_goes_and_comes_back(
     assert (await others.end_of(waiting)).type.endswith("completed.v1")
     await eventually(lambda: service.readiness("postgres")[::2] == (200, "closed"))
     assert service.exit_code is None
+
+
+async def test_a_providers_stream_goes_on_while_postgres_is_away(
+    others: Any, upstream: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
+) -> None:
+    service = new_generator(TESSERA_GENERATOR__LEASE_SECONDS="120")
+    await asyncio.to_thread(service.start)
+    await asyncio.to_thread(service.wait_ready)
+    upstream.streams_endlessly()
+    generation_id = await others.ask(new_job("up"))
+    await others.spoken(generation_id, chunks=3)
+    await connections.cut()
+    await eventually(lambda: service.readiness("postgres") == (503, "unavailable", "open"))
+    await others.spoken(generation_id, chunks=len(others.chunks(generation_id)) + 10)
+    await connections.give_back()
+    await others.cancel(generation_id)
+    end = await others.end_of(generation_id)
+    assert (end.data["problem"]["code"], end.data["attempt"]) == ("generation_cancelled", 1)
+    assert len(upstream.requests) == 1

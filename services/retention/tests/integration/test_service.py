@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tessera.contracts.events import PolicyInspected, PolicyReported, RequestFailed, SweepInspected
+from tessera.contracts.events import PolicyInspected, PolicyReported, RequestFailed, SweepCancelled, SweepInspected, SweepReported
 from tessera.testkit.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("service")]
@@ -85,6 +85,21 @@ async def test_what_changed_since_it_was_planned_is_skipped(wire: Any, known: An
     report = await wire.ended(sweep_id)
     assert {item.memory_id: item.state for item in report.items} == {kept: "archived", gone: "skipped", refused: "skipped"}
     assert report.state == "completed"
+
+
+async def test_a_sweep_that_waits_for_memory_is_cancelled_and_late_answers_change_nothing(wire: Any, known: Any) -> None:
+    await wire.submit(max_age_days=30)
+    memory_id = await wire.record(age=OLD)
+    await known(1)
+    sweep_id = str(uuid4())
+    await wire.sweep(sweep_id, dry_run=False)
+    await wire.asked(sweep_id, 1)
+    cancelled = SweepCancelled(reply_partition=REPLY_PARTITION, sweep_id=sweep_id)
+    told = await wire.ask("sweep.requested", cancelled, SweepReported, key=wire.sweep_key(sweep_id))
+    assert (told.state, told.problem.code) == ("failed", "sweep_cancelled")
+    await wire.change(memory_id, "archived", 2, sweep_id)
+    again = await wire.ask("sweep.requested", cancelled, SweepReported, key=wire.sweep_key(sweep_id))
+    assert (again.state, again.finished_at) == ("failed", told.finished_at)
 
 
 async def test_many_items_go_in_chunks_and_come_back_in_pages(wire: Any, known: Any) -> None:

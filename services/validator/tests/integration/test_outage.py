@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from tessera.contracts.events import ValidationCancelled, ValidationReported
 from tessera.testkit.plugin import ServiceFactory
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.waiting import eventually
 from tessera.testkit.wire import Wire
 
 pytestmark = pytest.mark.integration
+
+REPLY_PARTITION = 6
 
 
 @pytest.fixture
@@ -77,7 +80,12 @@ async def test_without_the_object_store_it_stays_ready_and_validations_wait(
     await eventually(interrupted)
     await becomes(service, "objects", 200, "degraded", "open")
     assert (await wire.inspect(validation_id)).finished_at is None
+    unwanted = await wire.submit(candidate, None)
+    cancelled = ValidationCancelled(reply_partition=REPLY_PARTITION, validation_id=unwanted)
+    told = await wire.ask(cancelled, ValidationReported, unwanted)
+    assert (told.state, told.problem.code) == ("failed", "validation_cancelled")
     world.objects.unlink()
     away.rename(world.objects)
     assert (await wire.ended(validation_id)).state == "completed"
+    assert (await wire.inspect(unwanted)).problem == told.problem
     await becomes(service, "objects", 200, "ready", "closed")
