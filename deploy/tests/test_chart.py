@@ -54,11 +54,30 @@ def test_what_the_chart_does_not_bundle_is_required(chart: ModuleType, name: str
 
 @pytest.mark.parametrize(
     "change",
-    [{"kafka": {"bootstrapServer": "k:9092"}}, {"profile": "staging"}, {"services": {"memory": {"replicas": -1}}}, {"drainSeconds": 60}],
+    [
+        {"kafka": {"bootstrapServer": "k:9092"}},
+        {"profile": "staging"},
+        {"services": {"memory": {"replicas": -1}}},
+        {"services": {"memory": {"replicas": 13}}},
+        {"drainSeconds": 60},
+        {"drainSeconds": 43},
+    ],
 )
 def test_values_that_cannot_work_are_refused(chart: ModuleType, change: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=r"schema|additional|must exceed|minimum|one of"):
         chart.rendered({**MINIMAL, **change})
+
+
+def test_the_rebalance_time_out_lies_between_drain_and_grace(chart: ModuleType) -> None:
+    objects = chart.rendered(
+        {**MINIMAL, "drainSeconds": 100, "terminationGracePeriodSeconds": 104, "services": {"gateway": {"replicas": 20}}}
+    )
+    told = next(item["data"] for item in objects if item["kind"] == "ConfigMap" and "TESSERA__DRAIN_SECONDS" in item["data"])
+    drain, rebalance, grace = (
+        float(told[name])
+        for name in ("TESSERA__DRAIN_SECONDS", "TESSERA__KAFKA__REBALANCE_TIMEOUT_SECONDS", "TESSERA__TERMINATION_GRACE_SECONDS")
+    )
+    assert drain < rebalance < grace == 104
 
 
 def test_every_pod_is_restricted(chart: ModuleType) -> None:
