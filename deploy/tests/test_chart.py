@@ -64,7 +64,7 @@ def test_what_the_chart_does_not_bundle_is_required(chart: ModuleType, name: str
     ],
 )
 def test_values_that_cannot_work_are_refused(chart: ModuleType, change: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match=r"schema|additional|must exceed|minimum|one of"):
+    with pytest.raises(Exception, match=r"schema|additional|must exceed|must not exceed|minimum|one of"):
         chart.rendered({**MINIMAL, **change})
 
 
