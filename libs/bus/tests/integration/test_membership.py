@@ -4,16 +4,16 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
 import pytest
 from aiokafka.errors import KafkaError
 
-from tessera.bus import broker, watch
+from tessera.bus import broker, feeds, watch
 from tessera.contracts.errors import RetryableError
-from tessera.contracts.events import MessagePublished
+from tessera.contracts.events import MessagePublished, TenantChanged
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
 from tessera.testkit import CloudEventProducer, eventually
@@ -194,3 +194,67 @@ async def test_a_consumer_that_fetches_nothing_although_there_is_something_joins
         assert bus.bus.consumer("ingestion")._joined.consumer is not stuck
     finally:
         await bus.stop()
+
+
+async def test_a_table_whose_client_is_stuck_goes_on_where_it_was(
+    new_bus: Callable[..., Any], probe: Any, producer: CloudEventProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_EVERY", timedelta(seconds=0.5))
+    monkeypatch.setattr(feeds, "_PATIENCE", timedelta(seconds=3))
+    heard: list[str] = []
+    tables: list[Any] = []
+
+    def register(bus: Any) -> None:
+        probe.register(bus)
+        tables.append(bus.table(TenantChanged, lambda event: heard.append(event.data.tenant)))
+
+    bus = new_bus(register=register)
+    await bus.start()
+    try:
+        await declare(producer, "first")
+        await eventually(lambda: heard == ["first"], PATIENCE)
+        stuck = tables[0]._feed.consumer
+        stuck._fetcher._fetch_task.cancel()
+        await declare(producer, "second")
+        await eventually(lambda: heard == ["first", "second"], PATIENCE)
+        await declare(producer, "third")
+        await eventually(lambda: heard == ["first", "second", "third"], PATIENCE)
+        assert tables[0]._feed.consumer is not stuck
+        bus.bus.check_live()
+    finally:
+        await bus.stop()
+
+
+async def test_a_change_that_takes_long_does_not_make_its_table_stuck(
+    new_bus: Callable[..., Any], probe: Any, producer: CloudEventProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_EVERY", timedelta(seconds=0.1))
+    monkeypatch.setattr(feeds, "_PATIENCE", timedelta(seconds=0.5))
+    tables: list[Any] = []
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def on_change(event: Any) -> None:
+        begun.set()
+        await may_end.wait()
+
+    def register(bus: Any) -> None:
+        probe.register(bus)
+        tables.append(bus.table(TenantChanged, on_change))
+
+    bus = new_bus(register=register)
+    await bus.start()
+    try:
+        reading = tables[0]._feed.consumer
+        await declare(producer, "slow")
+        await asyncio.wait_for(begun.wait(), PATIENCE.total_seconds())
+        await asyncio.sleep(3)  # what is tested is that time passes
+        assert tables[0]._feed.consumer is reading
+        bus.bus.check_live()
+    finally:
+        may_end.set()
+        await bus.stop()
+
+
+async def declare(producer: CloudEventProducer, tenant: str) -> None:
+    changed = TenantChanged(tenant=tenant, state="active", changed_at=datetime.now(UTC))
+    await producer.publish("tenant.changed", changed, key=b"one-partition", tenantid=tenant)

@@ -5,14 +5,13 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
 
-from tessera.bus import broker, watch
-from tessera.bus.broker import Feed, PatientConsumer
+from tessera.bus import watch
+from tessera.bus.broker import PatientConsumer
 from tessera.contracts.errors import RetryableError
 from tessera.testkit import eventually
 
@@ -31,6 +30,7 @@ class Observed:
     end: int = 5
     held_back: bool = False
     moves: bool = False
+    busy: bool = False
     heals: bool = True
     rejoins: int = 0
     looks: int = 0
@@ -44,6 +44,7 @@ class Observed:
             kafka_answers=self._answers,
             rejoin=self._rejoin,
             patience=timedelta(milliseconds=50),
+            busy=self._is_busy,
         )
 
     @property
@@ -52,8 +53,11 @@ class Observed:
             self._turned_at = time.monotonic()
         return self._turned_at
 
-    async def _answers(self) -> None:
+    def _is_busy(self) -> bool:
         self.looks += 1
+        return self.busy
+
+    async def _answers(self) -> None:
         if self.kafka_is_away:
             raise RetryableError("away")
 
@@ -132,11 +136,9 @@ async def test_joining_anew_in_vain_three_times_is_for_a_new_process(observed: O
     observed.guard.check_live()
 
 
-def test_a_feed_that_has_not_polled_for_a_minute_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    consumer = SimpleNamespace(turned_at=time.monotonic())
-    feed = Feed(cast(Any, SimpleNamespace(client_id="replies")), SimpleNamespace(consumer=consumer))
-    feed.check_live()
-    consumer.turned_at -= broker._SILENT_AFTER.total_seconds() + 1
-    with pytest.raises(RetryableError, match="has not polled"):
-        feed.check_live()
-    Feed(cast(Any, None), SimpleNamespace(consumer=None)).check_live()
+async def test_whoever_is_busy_is_not_stuck(observed: Observed) -> None:
+    observed.polls, observed.busy = False, True
+    await observed.some_looks()
+    assert observed.rejoins == 0
+    observed.busy = False
+    await eventually(lambda: observed.rejoins == 1)

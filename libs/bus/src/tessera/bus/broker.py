@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -27,7 +26,6 @@ from tessera.telemetry import get_logger
 
 Receive = Callable[[tuple[Record, ...]], Awaitable[None]]
 _POLL_SECONDS: Final = 1.0
-_SILENT_AFTER: Final = timedelta(seconds=60)
 
 _log = get_logger(__name__)
 
@@ -96,11 +94,6 @@ class Feed:
         if consumer is None:
             raise RetryableError("The feed is not running yet.", code="broker_unavailable")
         return consumer
-
-    def check_live(self) -> None:
-        """Raises RetryableError when polls have not come back for a minute; they do so also while Kafka is away."""
-        if self._subscriber.consumer is not None and time.monotonic() - self.consumer.turned_at > _SILENT_AFTER.total_seconds():
-            raise RetryableError(f"{self._broker.client_id} has not polled for {_SILENT_AFTER}", code="feed_stalled")
 
     async def start(self) -> None:
         """Connects and begins to hand over batches."""

@@ -81,14 +81,21 @@ class Bus:
 
         Every replica reads everything. Events of other classes on the topic are passed over.
         """
-        table = Table(self.settings.kafka, self._client_id(f"table-{topic_of(event_class).name}"), event_class, on_change)
+        table = Table(
+            self.settings.kafka, self._client_id(f"table-{topic_of(event_class).name}"), event_class, on_change, self._publisher.ping
+        )
         self._tables.append(table)
         return table
 
     def feed(self, event_class: type[D], on_event: Callable[[Received[D]], Awaitable[None] | None]) -> Table:
         """Like `table`, but only what comes from now on (commands to every replica)."""
         table = Table(
-            self.settings.kafka, self._client_id(f"feed-{topic_of(event_class).name}"), event_class, on_event, from_beginning=False
+            self.settings.kafka,
+            self._client_id(f"feed-{topic_of(event_class).name}"),
+            event_class,
+            on_event,
+            self._publisher.ping,
+            from_beginning=False,
         )
         self._tables.append(table)
         return table

@@ -15,10 +15,10 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tessera.bus.broker import Feed, partition_feed
 from tessera.bus.codec import Envelope, decode, encode
 from tessera.bus.errors import RequestFailedError, StreamExpiredError
 from tessera.bus.events import Received, Reply
+from tessera.bus.feeds import PartitionFeed
 from tessera.bus.publisher import Publisher, as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings, ServiceSettings
@@ -51,8 +51,15 @@ class Requests:
         self._turn = 0
         self._answers: dict[str, asyncio.Future[EventData]] = {}
         self._streams: dict[str, list[Waiting]] = {}
-        self._feed: Feed = partition_feed(
-            self._kafka, client_id, _REPLY.name, self._partitions, from_beginning=False, receive=self._receive, hurried=True
+        self._feed = PartitionFeed(
+            self._kafka,
+            client_id,
+            _REPLY.name,
+            self._partitions,
+            from_beginning=False,
+            receive=self._receive,
+            kafka_answers=publisher.ping,
+            hurried=True,
         )
 
     @property
@@ -77,8 +84,6 @@ class Requests:
     async def start(self) -> None:
         """Begins to read at the end of each partition; what is asked from now on will be seen."""
         await self._feed.start()
-        consumer = self._feed.consumer
-        await asyncio.gather(*(consumer.position(partition) for partition in consumer.assignment()))
 
     def check_live(self) -> None:
         """Raises RetryableError when it no longer reads."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tessera.bus.broker import Feed, partition_feed
 from tessera.bus.codec import decode
 from tessera.bus.events import Received
+from tessera.bus.feeds import PartitionFeed
 from tessera.bus.partitions import BACKOFF, PASSING
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
@@ -37,6 +37,7 @@ class Table:
         client_id: str,
         event_class: type[EventData],
         on_change: Callable[[Received[Any]], Awaitable[None] | None],
+        kafka_answers: Callable[[], Awaitable[None]],
         *,
         from_beginning: bool = True,
     ) -> None:
@@ -50,8 +51,14 @@ class Table:
         self._next: dict[TopicPartition, int] = {}
         self._progress = asyncio.Condition()
         partitions = tuple(range(self._topic.partitions))
-        self._feed: Feed = partition_feed(
-            kafka, client_id, self._topic.name, partitions, from_beginning=from_beginning, receive=self._receive
+        self._feed = PartitionFeed(
+            kafka,
+            client_id,
+            self._topic.name,
+            partitions,
+            from_beginning=from_beginning,
+            receive=self._receive,
+            kafka_answers=kafka_answers,
         )
 
     async def start(self) -> None:
@@ -60,7 +67,6 @@ class Table:
         consumer = self._feed.consumer
         partitions = list(consumer.assignment())
         self._ends = dict(await consumer.end_offsets(partitions))
-        await asyncio.gather(*(consumer.position(partition) for partition in partitions))
         await self._look(consumer)
 
     def check_live(self) -> None:

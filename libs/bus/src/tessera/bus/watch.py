@@ -33,7 +33,8 @@ _log = get_logger(__name__)
 class Watch:
     """Looks at one consumer every few seconds. `consumer` gives the present one; `rejoin` replaces it.
 
-    `patience` is how long a consumer may look stuck while Kafka answers; it must exceed the longest rebalance.
+    `patience` is how long a consumer may look stuck while Kafka answers; it must exceed the longest rebalance. While `busy`, whoever polls
+    has something else to do.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Watch:
         kafka_answers: Callable[[], Awaitable[None]],
         rejoin: Callable[[], Awaitable[None]],
         patience: timedelta,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._group = group
         self._consumer = consumer
         self._kafka_answers = kafka_answers
         self._rejoin = rejoin
         self._patience = patience
+        self._busy = busy
         self._well_at = time.monotonic()
         self._behind: dict[TopicPartition, int] = {}
         self._rejoins = 0
@@ -70,12 +73,12 @@ class Watch:
             raise RetryableError(f"{self._group} joined anew {self._rejoins} times and still does not consume", code="consumer_stuck")
 
     async def _look(self) -> None:
-        if not await self._answers():
-            self._well_at = time.monotonic()  # nothing can be said about the consumer while Kafka is away
+        if self._busy() or not await self._answers():
+            self._well_at = time.monotonic()  # nothing can be said about the consumer
             return
-        consumer = self._consumer()
-        if consumer.turned_at > self._well_at and await self._moves(consumer):
-            self._well_at, self._rejoins = consumer.turned_at, 0
+        turned_at = await self._turned_and_moved_at()
+        if turned_at > self._well_at:
+            self._well_at, self._rejoins = turned_at, 0
         elif time.monotonic() - self._well_at > self._patience.total_seconds():
             await self._join_anew()
 
@@ -87,16 +90,17 @@ class Watch:
             return False
         return True
 
-    async def _moves(self, consumer: PatientConsumer) -> bool:
-        """Whether no partition that is behind stands where it stood at the last look."""
+    async def _turned_and_moved_at(self) -> float:
+        """When a poll last came back, unless a partition that is behind stands where it stood at the last look, or nothing is known."""
         try:
+            consumer = self._consumer()
             async with deadline(_ANSWER_WITHIN):
                 behind = await _fetched_to(consumer)
         except PASSING:
-            return False
+            return float("-inf")
         stands = any(self._behind.get(partition) == position for partition, position in behind.items())
         self._behind = behind
-        return not stands
+        return float("-inf") if stands else consumer.turned_at
 
     async def _join_anew(self) -> None:
         self._rejoins += 1
