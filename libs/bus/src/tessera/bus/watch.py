@@ -91,13 +91,19 @@ class Watch:
         return True
 
     async def _turned_and_moved_at(self) -> float:
-        """When a poll last came back, unless a partition that is behind stands where it stood at the last look, or nothing is known."""
+        """When a poll last came back, unless a partition that is behind stands where it stood at the last look.
+
+        Where the log's ends cannot be told (a partition without a leader), a consumer that polls is given the benefit of the doubt.
+        """
         try:
             consumer = self._consumer()
+        except RetryableError:
+            return float("-inf")
+        try:
             async with deadline(_ANSWER_WITHIN):
                 behind = await _fetched_to(consumer)
         except PASSING:
-            return float("-inf")
+            return consumer.turned_at
         stands = any(self._behind.get(partition) == position for partition, position in behind.items())
         self._behind = behind
         return float("-inf") if stands else consumer.turned_at
