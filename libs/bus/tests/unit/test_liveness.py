@@ -37,7 +37,7 @@ class HangingLoop(PartitionLoop):
     def __init__(self, gate: Gate) -> None:
         kafka = cast(Any, SimpleNamespace(assignment=lambda: {PARTITION}))
         assignment = Assignment(kafka, PARTITION, TOPICS["ingest"], "ingest", "memory.ingestion")
-        super().__init__(assignment, gate, high_water=10, on_fatal=_is_not_called)
+        super().__init__(assignment, gate, high_water=10, commit_every=timedelta(hours=1), on_fatal=_is_not_called)
 
     @property
     def position(self) -> int | None:
@@ -45,6 +45,10 @@ class HangingLoop(PartitionLoop):
 
     def _has_work(self) -> bool:
         return True
+
+    @property
+    def _finished(self) -> int | None:
+        return None
 
     async def _run(self) -> None:
         await self._taken(1)
