@@ -302,6 +302,22 @@ async def execute_within(database: Database, seconds: float, *statement: Any) ->
         await connection.execute(*statement)
 
 
+async def test_a_database_that_is_closed_to_connections_is_unavailable(postgres: PostgresSettings, admin_url: SecretStr) -> None:
+    """As an administrator closes it for maintenance: an error that the server gives to no statement."""
+    admin = await asyncpg.connect(admin_url.get_secret_value())
+    try:
+        await admin.execute(f'ALTER DATABASE "{postgres.database}" WITH ALLOW_CONNECTIONS false')
+        async with opened(postgres.model_copy(update={"breaker_failure_threshold": 1})) as database:
+            with pytest.raises(StorageUnavailableError):
+                await database.check()
+            assert database.breaker.state == "open"
+            with pytest.raises(StorageUnavailableError):
+                await database.connect()
+    finally:
+        await admin.execute(f'ALTER DATABASE "{postgres.database}" WITH ALLOW_CONNECTIONS true')
+        await admin.close()
+
+
 async def test_a_wrong_password_is_unavailable_and_not_in_the_message(postgres: PostgresSettings) -> None:
     async with opened(postgres.model_copy(update={"worker_password": SecretStr("not it at all")})) as database:
         with pytest.raises(StorageUnavailableError) as raised:

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tessera.contracts.errors import InvalidError
@@ -18,6 +19,7 @@ from tessera.storage.settings import PostgresSettings, Role
 
 OnConnect = Callable[[asyncpg.Connection], Awaitable[None]]
 
+_NO_CONNECTION = (OSError, TimeoutError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _SET_TENANT = text("SELECT set_config('app.tenant', :tenant, true)")
 
 
@@ -119,7 +121,8 @@ class Database:
         try:
             return await connection.start()
         except Exception as error:
-            if isinstance(error, OSError | TimeoutError) or translated(error) is not None:
+            # No statement of ours has been tried yet: whatever the server says here, it is not to be used now.
+            if isinstance(error, _NO_CONNECTION) or translated(error) is not None:
                 raise _unavailable(error) from error
             raise
 
