@@ -82,7 +82,8 @@ def test_make_run_asks_a_given_kafka_as_the_services_will(secured: SecuredStack,
     with pytest.raises(LocalError, match="reachable"):
         given._check_given()
     for name, value in secured.environment(None).items():
-        monkeypatch.setenv(name, value)
+        if name.startswith("TESSERA__KAFKA__"):
+            monkeypatch.setenv(name, value)
     LocalPlatform(tmp_path, LocalSettings(), choose_ports=True)._check_given()
 
 

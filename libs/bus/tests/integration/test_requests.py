@@ -46,7 +46,7 @@ async def test_many_requests_at_once_get_their_own_answers(with_requests: Any) -
 
 
 async def _committed(run: Any, topic: str, total: int) -> int:
-    consumer = run.bus.consumer("chat")._feed.consumer
+    consumer = run.bus.consumer("chat")._joined.consumer
     found = [await consumer.committed(partition) or 0 for partition in consumer.assignment() if partition.topic.endswith(topic)]
     return sum(found) if sum(found) >= total else 0
 

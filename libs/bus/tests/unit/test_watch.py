@@ -82,10 +82,9 @@ async def observed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Observed]:
 
     monkeypatch.setattr(watch, "_fetched_to", places)
     made = Observed()
-    running = asyncio.create_task(made.guard.run())
+    made.guard.start()
     yield made
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await made.guard.stop()
 
 
 async def test_a_consumer_that_polls_and_is_not_behind_is_left_alone(observed: Observed) -> None:
@@ -142,3 +141,22 @@ async def test_whoever_is_busy_is_not_stuck(observed: Observed) -> None:
     assert observed.rejoins == 0
     observed.busy = False
     await eventually(lambda: observed.rejoins == 1)
+
+
+async def test_a_question_that_is_not_answered_is_not_asked_again_and_ends_with_the_watch(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_ANSWER_WITHIN", timedelta(milliseconds=5))
+    monkeypatch.setattr(watch, "_END_WITHIN", timedelta(milliseconds=5))
+    asked: list[int] = []
+
+    async def silence() -> None:
+        asked.append(1)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(observed.guard, "_kafka_answers", silence)
+    await eventually(lambda: asked)
+    await observed.some_looks()
+    assert (len(asked), observed.rejoins) == (1, 0)
+    await observed.guard.stop()
+    assert observed.guard._open["Kafka"].cancelled()

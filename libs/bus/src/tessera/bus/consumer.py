@@ -78,7 +78,6 @@ class Consumer:
         self._gate = Gate()
         self._loops: dict[TopicPartition, PartitionLoop] = {}
         self._membership: _Membership | None = None
-        self._watching: asyncio.Task[None] | None = None
         kafka = surroundings.kafka
         self._watch = Watch(
             self._group,
@@ -151,13 +150,11 @@ class Consumer:
         if any(self._mode(topic) is Mode.TRANSACTIONAL for topic in topics) and self._around.database is None:
             raise ValueError(f"{self._group} has transactional handlers but the service has no Postgres")
         await self._join()
-        self._watching = asyncio.create_task(self._watch.run(), name=f"{self._group}:watch")
+        self._watch.start()
 
     async def stop(self) -> None:
         """Drains every partition, commits, leaves the group. Returns within the drain deadline plus the time to disconnect."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._watch.stop()
         await self._release(list(self._loops))
         if self._membership is not None:
             await self._membership.feed.stop()

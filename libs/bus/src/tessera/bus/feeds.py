@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -36,7 +36,7 @@ class PartitionFeed:
         *,
         from_beginning: bool,
         receive: Receive,
-        kafka_answers: Callable[[], Awaitable[None]],
+        kafka_answers: Callable[[], Coroutine[Any, Any, None]],
         hurried: bool = False,
     ) -> None:
         self._kafka = kafka
@@ -50,7 +50,6 @@ class PartitionFeed:
         self._receiving = False
         self._replacing = False
         self._feed = self._made()
-        self._watching: asyncio.Task[None] | None = None
         self._watch = Watch(
             topic,
             consumer=lambda: self.consumer,
@@ -70,13 +69,11 @@ class PartitionFeed:
         await self._feed.start()
         for partition in self.consumer.assignment():
             self._next.setdefault(partition, int(await self.consumer.position(partition)))
-        self._watching = asyncio.create_task(self._watch.run(), name=f"{self._client_id}:watch")
+        self._watch.start()
 
     async def stop(self) -> None:
         """Stops reading."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._watch.stop()
         await self._feed.stop()
 
     def check_live(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -37,7 +37,7 @@ class Table:
         client_id: str,
         event_class: type[EventData],
         on_change: Callable[[Received[Any]], Awaitable[None] | None],
-        kafka_answers: Callable[[], Awaitable[None]],
+        kafka_answers: Callable[[], Coroutine[Any, Any, None]],
         *,
         from_beginning: bool = True,
     ) -> None:

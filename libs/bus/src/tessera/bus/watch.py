@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from aiokafka import TopicPartition
 
@@ -19,13 +19,16 @@ from tessera.bus.broker import PatientConsumer
 from tessera.bus.partitions import BACKOFF, PASSING
 from tessera.bus.publisher import as_retryable
 from tessera.contracts.errors import RetryableError
-from tessera.resilience import deadline, retrying
+from tessera.resilience import retrying
 from tessera.telemetry import get_logger, metrics
 
 LOOK_EVERY: Final = timedelta(seconds=5)
 _ANSWER_WITHIN: Final = timedelta(seconds=5)
+_END_WITHIN: Final = timedelta(seconds=2)
 _GIVEN_UP_AFTER: Final = 3
 """Rejoins in a row without effect, before the process is told to be stuck."""
+
+T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -42,8 +45,8 @@ class Watch:
         group: str,
         *,
         consumer: Callable[[], PatientConsumer],
-        kafka_answers: Callable[[], Awaitable[None]],
-        rejoin: Callable[[], Awaitable[None]],
+        kafka_answers: Callable[[], Coroutine[Any, Any, None]],
+        rejoin: Callable[[], Coroutine[Any, Any, None]],
         patience: timedelta,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -56,9 +59,27 @@ class Watch:
         self._well_at = time.monotonic()
         self._behind: dict[TopicPartition, int] = {}
         self._rejoins = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._open: dict[str, asyncio.Task[Any]] = {}
+        """Questions by whom they were put to."""
 
-    async def run(self) -> None:
-        """Looks until cancelled. No failure of one look ends it."""
+    def start(self) -> None:
+        """Begins to look."""
+        self._looking = asyncio.create_task(self._run(), name=f"{self._group}:watch")
+
+    async def stop(self) -> None:
+        """Looks no more. Call it before the consumer is stopped."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._open:
+            await asyncio.wait(self._open.values(), timeout=_END_WITHIN.total_seconds())
+        for question in self._open.values():
+            question.cancel()
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
+
+    async def _run(self) -> None:
+        """No failure of one look ends it."""
         while True:
             await asyncio.sleep(LOOK_EVERY.total_seconds())
             try:
@@ -84,11 +105,26 @@ class Watch:
 
     async def _answers(self) -> bool:
         try:
-            async with deadline(_ANSWER_WITHIN):
-                await self._kafka_answers()
+            await self._answered("Kafka", self._kafka_answers())
         except PASSING:
             return False
         return True
+
+    async def _answered(self, whom: str, question: Coroutine[Any, Any, T]) -> T:
+        """The answer, if it comes soon. Raises RetryableError when not.
+
+        The question goes on then, and the same one is not asked anew before it has ended: cancelled while it connects, the client
+        leaks a connection.
+        """
+        if whom in self._open and not self._open[whom].done():
+            question.close()
+            raise RetryableError(f"{whom} has not answered an earlier question yet.", code="broker_unavailable")
+        self._open[whom] = asked = asyncio.create_task(question)
+        await asyncio.wait({asked}, timeout=_ANSWER_WITHIN.total_seconds())
+        if not asked.done():
+            asked.add_done_callback(_heard)
+            raise RetryableError(f"{whom} does not answer in time.", code="broker_unavailable")
+        return asked.result()
 
     async def _turned_and_moved_at(self) -> float:
         """When a poll last came back, unless a partition that is behind stands where it stood at the last look.
@@ -100,8 +136,7 @@ class Watch:
         except RetryableError:
             return float("-inf")
         try:
-            async with deadline(_ANSWER_WITHIN):
-                behind = await _fetched_to(consumer)
+            behind = await self._answered("consumer", _fetched_to(consumer))
         except PASSING:
             return consumer.turned_at
         stands = any(self._behind.get(partition) == position for partition, position in behind.items())
@@ -113,7 +148,14 @@ class Watch:
         metrics.BUS_REJOINS.labels(consumer=self._group).inc()
         _log.error("alive but stuck: joining the group anew", consumer=self._group, rejoins=self._rejoins)
         await retrying(BACKOFF, PASSING)(self._rejoin)
+        self._open.pop("consumer", None)  # put to the former one, with whose client it ends
         self._well_at, self._behind = time.monotonic(), {}
+
+
+def _heard(late: asyncio.Task[Any]) -> None:
+    """An answer that nobody waits for any more is heard all the same, or asyncio would complain."""
+    if not late.cancelled():
+        late.exception()
 
 
 async def _fetched_to(consumer: PatientConsumer) -> dict[TopicPartition, int]:
