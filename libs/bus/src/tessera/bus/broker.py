@@ -6,8 +6,10 @@ commit on errors or commit all partitions at once, its decoding costs more than 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -102,6 +104,20 @@ class Feed:
     async def stop(self) -> None:
         """Ends fetching and leaves the group."""
         await self._broker.stop()
+
+
+async def end_stuck(feed: Feed, within: timedelta) -> None:
+    """Ends a feed whose client is stuck, as far as that goes, and closes its connections. Never raises, except when cancelled.
+
+    A stuck client may hang in its stop, or leave it with the CancelledError of a task of its own.
+    """
+    consumer: PatientConsumer | None = feed._subscriber.consumer
+    steps = [feed.stop, *([consumer._client.close] if consumer is not None else [])]
+    for step in steps:
+        ending = asyncio.create_task(step())
+        await asyncio.wait({ending}, timeout=within.total_seconds())
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
 
 
 def group_feed(

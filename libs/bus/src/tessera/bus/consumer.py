@@ -15,10 +15,9 @@ from itertools import groupby
 from typing import Final, TypeVar, cast
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
 
 from tessera.bus.applying import Workshop
-from tessera.bus.broker import Feed, group_feed
+from tessera.bus.broker import Feed, end_stuck, group_feed
 from tessera.bus.caution import HandlerLimits, LetterGuard, LetterLimit
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
@@ -169,10 +168,7 @@ class Consumer:
         if former is not None:
             former.over = True
             await self._release(list(self._loops))
-            # What is stuck may hang here too; as it is over, it can do nothing but end.
-            with suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(_LEAVE_WITHIN.total_seconds()):
-                    await former.feed.stop()
+            await end_stuck(former.feed, _LEAVE_WITHIN)
         with as_retryable():
             await self._join()
 

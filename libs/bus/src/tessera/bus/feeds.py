@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
-from tessera.bus.broker import Feed, PatientConsumer, Receive, partition_feed
+from tessera.bus.broker import Feed, PatientConsumer, Receive, end_stuck, partition_feed
 from tessera.bus.publisher import as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
@@ -109,10 +106,7 @@ class PartitionFeed:
         """Raises RetryableError; then it has to be called again."""
         self._replacing = True
         former, self._feed = self._feed, self._made()
-        # What is stuck may hang here too; it can do nothing but end.
-        with suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(_END_WITHIN.total_seconds()):
-                await former.stop()
+        await end_stuck(former, _END_WITHIN)
         with as_retryable():
             await self._feed.start()
         for partition, place in self._next.items():
