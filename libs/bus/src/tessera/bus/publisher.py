@@ -53,7 +53,7 @@ class Publisher:
         self._producer: AIOKafkaProducer | None = None
         self._ended = False
         """The producer has a gap and must be replaced."""
-        self._replacing = asyncio.Lock()
+        self._replacement: asyncio.Task[AIOKafkaProducer] | None = None
 
     async def start(self) -> None:
         """Connects; does nothing when connected. Raises RetryableError while no broker answers."""
@@ -69,16 +69,22 @@ class Publisher:
             max_batch_size=_BATCH_BYTES,
             max_request_size=MAXIMUM_REQUEST_BYTES,
         )
+        runs = False
         try:
             with as_retryable():
                 await producer.start()
-        except RetryableError:
-            await producer.stop()
-            raise
+            runs = True
+        finally:
+            if not runs:
+                await producer.stop()
         return producer
 
     async def stop(self) -> None:
         """Sends what is buffered and disconnects."""
+        replacement, self._replacement = self._replacement, None
+        if replacement is not None:
+            replacement.cancel()
+            await asyncio.gather(replacement, return_exceptions=True)
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.stop()
@@ -135,15 +141,21 @@ class Publisher:
 
     async def _sound(self) -> AIOKafkaProducer:
         """The producer; a new one in place of one that ended. Raises RetryableError while no broker answers."""
-        async with self._replacing:
-            producer = self._producer
-            if producer is None:
-                raise RetryableError("The producer is not running.", code="broker_unavailable")
-            if self._ended:
-                await producer.stop()
-                producer = self._producer = await self._started()
-                self._ended = False
-        return producer
+        producer = self._producer
+        if producer is None:
+            raise RetryableError("The producer is not running.", code="broker_unavailable")
+        if not self._ended:
+            return producer
+        if self._replacement is None or self._replacement.done():
+            self._replacement = asyncio.create_task(self._replaced(producer), name="producer-replacement")
+        # Shielded: one caller's time-out must not leave a producer half closed or half started.
+        return await asyncio.shield(self._replacement)
+
+    async def _replaced(self, producer: AIOKafkaProducer) -> AIOKafkaProducer:
+        await producer.stop()
+        self._producer = started = await self._started()
+        self._ended = False
+        return started
 
     def _outcome(self, producer: AIOKafkaProducer, sent: Sent) -> None:
         """Ends the producer at once when a record was not acknowledged: before it can send what was handed over later."""
