@@ -3,7 +3,6 @@
 Modelled: transactions in READ COMMITTED (and a snapshot in REPEATABLE READ), row locks held to the end of the transaction, unique
 conflicts that wait for whoever holds the key, deadlocks, savepoints, statements that fail the transaction, sequences that are not
 transactional, NOTIFY at commit, roll-back when a connection is lost, a commit whose answer is lost, `transaction_timeout`, and a clock.
-`test_conformance.py` holds the model against the real server.
 
 Every statement of the code under test has one function in `STATEMENTS`; another statement fails loudly.
 """

@@ -298,12 +298,22 @@ class World:
             if row is not None and row.topic == LETTERS:
                 self._told.add(_header_of(row.headers, "ce_id"))
         for key, row in session._writes["consumer_position"].items():
-            if row is not None and row.next_offset < self._positions.get(key, 0):
-                self.violations.append(f"the position of {key} went back from {self._positions[key]} to {row.next_offset}")
-            self._positions[key] = 0 if row is None else row.next_offset
+            if row is not None:
+                self._moved(key, self._positions.get(key, 0), row.next_offset)
         for key, row in session._writes["batch_mark"].items():
             if row is not None and row.attempts > 1 + self._presumed_deaths() + self._failures(key, row):
                 self.violations.append(f"the mark of {key} counts {row.attempts} attempts after {self._presumed_deaths()} deaths")
+
+    def _moved(self, key: tuple[Any, ...], before: int, after: int) -> None:
+        """The invariant of docs/delivery.md and docs/retries.md: below the position every event is applied, refused, or has a row."""
+        if after < before:
+            self.violations.append(f"the position of {key} went back from {before} to {after}")
+        self._positions[key] = after
+        records = [(record.offset, _header(record, "ce_id")) for record in self.cluster.logs[TopicPartition(key[1], key[2])].records]
+        known = {*self.effects, *self._told, *(event for offset, event in records if (*key, offset) in self.server.tables["parked"])}
+        for offset, event in records:
+            if before <= offset < after and event not in known:
+                self.violations.append(f"the position of {key} has passed {event}, which is neither applied nor refused nor parked")
 
     def _presumed_deaths(self) -> int:
         """How often a replica died, or had to be taken for dead by whoever came after it."""
