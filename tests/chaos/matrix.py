@@ -77,14 +77,6 @@ ROWS: tuple[Row, ...] = (
     Row("rolling", 2, "SIGTERM to every replica in turn, two gateways", "no answer of 500 or above", do.rolling),
     Row("broker_killed", 3, "SIGKILL of the broker, twice", "services rejoin without a restart", do.broker_killed),
     Row("broker_stopped", 3, "clean stop and start of the broker", "services rejoin without a restart", do.broker_stopped),
-    Row(
-        "one_of_three_brokers",
-        3,
-        "SIGKILL of one of three brokers, back after 8 s",
-        "events are accepted meanwhile",
-        do.one_broker_lost,
-        cluster=True,
-    ),
     Row("broker_frozen", 4, "SIGSTOP of the broker for 60 s", "no consumer stays stuck", do.broker_frozen, 120.0),
     Row(
         "postgres_killed", 5, "SIGKILL of Postgres inside a transaction, and at any time", "pools recover by themselves", do.postgres_killed
@@ -156,6 +148,14 @@ ROWS: tuple[Row, ...] = (
         do.provider,
     ),
     Row("rebalances", 17, "replicas of retention 1 → 8 → 1", "-", do.rebalances),
+    Row(
+        "one_of_three_brokers",
+        3,
+        "SIGKILL of one of three brokers, back after 8 s",
+        "events are accepted meanwhile",
+        do.one_broker_lost,
+        cluster=True,
+    ),
 )
 NEVER = {
     "versions": "old and new version side by side: no version has been released yet that this one would have to run beside",

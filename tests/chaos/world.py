@@ -92,8 +92,8 @@ class World:
     def stop(self) -> None:
         """Blocks until everything is gone."""
         try:
-            for process in self.platform.processes.values():
-                process.kill()
+            for server in (*self.platform.processes.values(), *self.stack.servers()):
+                server.kill()
         finally:
             self.stack.stop()
 
