@@ -1,6 +1,7 @@
 """A stack whose servers may be killed, filled up and cut off: clients reach each through a proxy that can be told to misbehave."""
 
 import base64
+import errno
 import os
 import subprocess
 import uuid
@@ -22,6 +23,7 @@ from tessera.testkit.stack import Stack
 SESSION_SECONDS = 3
 """After so long a dead replica is replaced: brokers allow 6 s and more unless told otherwise, and a kill costs one such wait."""
 _SPARE_BYTES = 64 * 1024
+_FILLINGS = 20
 _MEGABYTE = 1024 * 1024
 
 
@@ -94,11 +96,8 @@ class BreakableStack(Stack):
         """Inside, the server's disk has no room. Raises RuntimeError where the stack has no disks of its own."""
         if not self.disks_megabytes:
             raise RuntimeError("the stack was started without disks")
-        folder = self.folder / server
-        ballast = folder / "ballast"
-        state = os.statvfs(folder)
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - _SPARE_BYTES))
+        ballast = self.folder / server / "ballast"
+        _fill(ballast)
         try:
             yield
         finally:
@@ -150,6 +149,20 @@ class BreakableStack(Stack):
             subprocess.run(mount, check=True)
             self._cleanup.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
         return folder
+
+
+def _fill(ballast: Path) -> None:
+    """Takes all room but a little, also while the server takes some of it."""
+    with ballast.open("wb") as file:
+        for _ in range(_FILLINGS):
+            state = os.statvfs(ballast.parent)
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - _SPARE_BYTES))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                return
 
 
 @dataclass
