@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tessera.testkit import Stack
 from tessera.testkit.breakable import BreakableStack
 from tessera.testkit.platform import Platform
 
@@ -16,6 +17,15 @@ def unmeasured() -> Iterator[None]:
         for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
             patched.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="module")
+def killable(unmeasured: None) -> Iterator[Stack]:
+    """The usual stack, but of its own: its servers may be killed."""
+    started = Stack()
+    started.start()
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="module")

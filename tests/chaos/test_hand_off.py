@@ -28,15 +28,15 @@ FULL_AFTER = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def platform(breakable: Stack) -> Iterator[Platform]:
+def platform(killable: Stack) -> Iterator[Platform]:
     """A gateway with a spool, and memory, on a Kafka that may be killed."""
     settings = {
-        "TESSERA_GATEWAY__SPOOL__FOLDER": str(breakable.folder / "spool"),
+        "TESSERA_GATEWAY__SPOOL__FOLDER": str(killable.folder / "spool"),
         "TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES": str(FULL_AFTER),
         "TESSERA_GATEWAY__SPOOL__SEGMENT_BYTES": "65536",
         "TESSERA_GATEWAY__PUBLISH_TIMEOUT_SECONDS": "1",
     }
-    running = Platform(breakable, services=("gateway", "memory"), settings=settings)
+    running = Platform(killable, services=("gateway", "memory"), settings=settings)
     try:
         running.start()
         yield running
