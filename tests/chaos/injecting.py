@@ -22,6 +22,7 @@ from chaos.observing import MESSAGE, headers, rows
 from chaos.world import PATIENCE_SECONDS, Scene, World
 from confluent_kafka import Producer
 
+from tessera.local.folders import CHECKOUT
 from tessera.local.processes import Command
 from tessera.testkit import ServiceProcess, eventually_blocking
 from tessera.testkit.breakable import SESSION_SECONDS, ClusterStack
@@ -382,7 +383,7 @@ def poison(kind: str) -> Callable[[World, Scene, random.Random], None]:
         usual.stop()
         process = world.platform._process("memory")
         poisoned = PoisonedProcess("memory", world.stack, world.platform.database, world.platform.kafka_prefix, process._overrides)
-        poisoned.override(PYTHONPATH="tests", TESSERA_HOME="")
+        poisoned.override(PYTHONPATH=str(CHECKOUT / "tests"))
         world.platform.processes["memory"] = poisoned
         poisoned.start()
         try:
