@@ -52,9 +52,16 @@ def tenant(platform: Platform, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def key(platform: Platform, tenant: str) -> str:
     """A key of the tenant, used once: the gateway knows it, and memory the tenant."""
+    eventually_blocking(lambda: _recovered(platform), PATIENCE_SECONDS)
     key = platform.tenant(tenant)
     settled(platform, "SELECT 1 FROM memory.tenant WHERE tenant_id = $1", 1, tenant)
     return key
+
+
+def _recovered(platform: Platform) -> bool:
+    """The gateway has found the Kafka of the test before."""
+    status, body = platform.processes["gateway"].get_admin("/health/ready")
+    return status == 200 and '"degraded"' not in body and '"open"' not in body
 
 
 @contextmanager
