@@ -19,6 +19,8 @@ from tessera.testkit.platform import Platform
 _READ = ("memory.recorded", "text.tokenized", "reply", "validation.completed")
 _TIMED = {"recorded_at", "finished_at", "created_at"}
 _WITH_TABLES = tuple(service for service in SERVICES if service != "tokenizer")
+_LEFT = ("outbox", "batch_mark", "parked WHERE state NOT IN ('refused', 'dead')")
+"""Tables of delivery in which nothing is left once all is quiet."""
 _OPEN = {
     "generations": "SELECT generation_id FROM generator.generation_job WHERE tenant_id = $1 AND finished_at IS NULL",
     "validations": "SELECT validation_id FROM validator.validations WHERE tenant_id = $1 AND finished_at IS NULL",
@@ -115,8 +117,10 @@ class Oracle:
 
     # --- what is left to do -----------------------------------------------------------------------
     def _leftovers(self) -> list[str]:
-        tables = [(service, table) for service in _WITH_TABLES for table in ("outbox", "batch_mark") if self._has(service)]
-        counts = " UNION ALL ".join(f"SELECT '{service}', '{table}', count(*) FROM {service}.{table}" for service, table in tables)
+        having = [service for service in _WITH_TABLES if self._has(service)]
+        counts = " UNION ALL ".join(
+            f"SELECT '{service}', '{table.split()[0]}', count(*) FROM {service}.{table}" for service in having for table in _LEFT
+        )
         found = [f"{count} rows in {service}.{table}" for service, table, count in rows(self._platform, counts) if count]
         services = {"generations": "generator", "validations": "validator", "sweeps": "retention"}
         queries = [(name, query) for name, query in _OPEN.items() if self._has(services[name])]
