@@ -130,6 +130,18 @@ async def _noted(ground: Any, *rows: tuple[str, str, str]) -> bool:
     return await noted(ground) == list(rows)
 
 
+async def test_a_step_that_came_to_another_body_when_it_was_repeated_is_a_repeat(
+    ground: Any, generator: Any, producer: CloudEventProducer
+) -> None:
+    async with generator():
+        await cancel(producer, "same-0")
+        again = GenerationCancelled(generation_id="same-0", reason="deadline")
+        await producer.publish(TOPIC, again, id="same-0", key=b"one key", partition=0, **TENANT)
+        await cancel(producer, "last-0")
+        await eventually(lambda: applied(ground, "same-0", "last-0"), PATIENT)
+    assert await noted(ground) == []
+
+
 @pytest.mark.usefixtures("hurry")
 async def test_after_the_last_retry_topic_an_event_is_a_dead_letter_as_it_came(
     ground: Any, generator: Any, producer: CloudEventProducer, reader: Callable[..., Any]

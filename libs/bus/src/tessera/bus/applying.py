@@ -222,7 +222,11 @@ class Applier:
     async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
         known = [delivery for delivery in deliveries if delivery.event is not None]
         entries = await enter(connection, self._assignment.group, _inbox_items(known))
-        return {delivery.offset: entry for delivery, entry in zip(known, entries, strict=True)}
+        return {delivery.offset: self._judged(entry) for delivery, entry in zip(known, entries, strict=True)}
+
+    def _judged(self, entry: Entry) -> Entry:
+        """Between services an identity names a step: repeated after a death it may have come to another body (decision 0011)."""
+        return Entry.REPEATED if entry is Entry.REUSED and not is_refusable(self._assignment.name) else entry
 
     def _is_repeat(self, delivery: Delivery) -> bool:
         """Whether it was read from a retry topic."""
