@@ -18,7 +18,7 @@ from tessera.bus.access import command_lines
 from tessera.bus.make_acls import Request, apply
 from tessera.bus.settings import KafkaSettings, KafkaTls
 from tessera.bus.topics import TopicDirectory, ensure_all
-from tessera.contracts.catalogue import SERVICES, TOPICS, Mode, catalogued, consumer_group, dead_letter_topic
+from tessera.contracts.catalogue import RETRY_TOPICS, SERVICES, TOPICS, Mode, catalogued, consumer_group, dead_letter_topic
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.local.certificates import Authority
 from tessera.local.errors import LocalError
@@ -249,6 +249,11 @@ def _dead_letters() -> dict[str, str]:
     }
 
 
+def _retries() -> dict[str, str]:
+    """Topic → the service whose events wait in it: nobody else writes or reads it."""
+    return {name: retry.consumer.service for name, retry in RETRY_TOPICS.items()}
+
+
 def _has_dead_letters(topic: str) -> bool:
     return any(consumer.mode is not Mode.BROADCAST for consumer in catalogued(topic).consumers)
 
@@ -261,18 +266,19 @@ OPERATED_THROUGH = "gateway"
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_writes_what_the_catalogue_says_and_nothing_else(table: Table, service: str, way: str) -> None:
-    letters = _dead_letters()
-    mine = {topic for topic in table.topics if (letters[topic] == service if topic in letters else service in catalogued(topic).producers)}
+    own = _dead_letters() | _retries()
+    mine = {topic for topic in table.topics if (own[topic] == service if topic in own else service in catalogued(topic).producers)}
     if service == OPERATED_THROUGH:
-        mine |= {topic for topic in table.topics if topic not in letters and _has_dead_letters(topic)}
+        mine |= {topic for topic in table.topics if topic not in own and _has_dead_letters(topic)}
     assert _written(table.client(service, way), table.topics) == mine
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_reads_what_the_catalogue_says_and_nothing_else(table: Table, service: str, way: str) -> None:
-    letters = _dead_letters()
-    mine = {topic for topic in table.topics if topic not in letters and catalogued(topic).consumer(service)}
+    letters, retries = _dead_letters(), _retries()
+    mine = {topic for topic in table.topics if topic not in letters | retries and catalogued(topic).consumer(service)}
+    mine |= {topic for topic, owner in retries.items() if owner == service}
     if service == OPERATED_THROUGH:
         mine |= letters.keys()
     assert _read(table.client(service, way), table.topics) == mine
