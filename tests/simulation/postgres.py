@@ -4,7 +4,8 @@ Modelled: transactions in READ COMMITTED (and a snapshot in REPEATABLE READ), ro
 conflicts that wait for whoever holds the key, deadlocks, savepoints, statements that fail the transaction, sequences that are not
 transactional, NOTIFY at commit, roll-back when a connection is lost, a commit whose answer is lost, `transaction_timeout`, and a clock.
 
-Every statement of the code under test has one function in `STATEMENTS`; another statement fails loudly.
+Every statement of the code under test has one function in `STATEMENTS`; another statement fails loudly. Not modelled: a statement that
+waited goes on with the rows that it saw when it began; here it begins anew, and so finds rows that were inserted meanwhile, too.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Session:
         self.channels: dict[str, Callable[..., None]] = {}
         self._writes: dict[str, dict[Key, Row | None]] = defaultdict(dict)
         self._undo: list[tuple[str, Key, object]] = []
-        self._savepoints: list[tuple[int, bool]] = []
+        self._savepoints: list[tuple[int, int, bool]] = []
         self._locked: list[tuple[str, Key]] = []
         self._notifies: set[str] = set()
         self._snapshot: dict[str, dict[Key, Row]] | None = None
@@ -150,11 +151,11 @@ class Session:
         """Whether nobody else has locked the key."""
         return self.server.locks[table].get(key, self) is self
 
-    def look(self, table: str, keys: Iterable[Key]) -> None:
-        """Waits as an insert does that finds the key written by a transaction that is not over."""
+    def look(self, table: str, keys: Iterable[Key], *, written: bool = False) -> None:
+        """Waits as an insert does that finds the key held by a transaction that is not over; with `written`, not for a mere lock."""
         for key in keys:
             holder = self.server.locks[table].get(key, self)
-            if holder is not self:
+            if holder is not self and (not written or key in holder._writes[table]):
                 raise MustWaitError(holder)
 
     def write(self, table: str, key: Key, row: Row | None) -> None:
@@ -162,6 +163,10 @@ class Session:
         own = self._writes[table]
         self._undo.append((table, key, own.get(key, _ABSENT)))
         own[key] = row
+
+    def grown(self) -> set[str]:
+        """Tables with a row that this transaction inserted, or deleted and inserted again."""
+        return {table for table, key, before in self._undo if before is None or (before is _ABSENT and key not in self._committed(table))}
 
     def next_value(self, sequence: str) -> int:
         """A sequence's next number, which no roll-back gives back."""
@@ -213,19 +218,20 @@ class Session:
 
     def savepoint(self) -> None:
         self.begin()
-        self._savepoints.append((len(self._undo), self.failed))
+        self._savepoints.append((len(self._undo), len(self._locked), self.failed))
 
     def release(self) -> None:
         self._savepoints.pop()
 
     def rollback_to(self) -> None:
-        size, self.failed = self._savepoints.pop()
+        size, locked, self.failed = self._savepoints.pop()
         while len(self._undo) > size:
             table, key, before = self._undo.pop()
             if before is _ABSENT:
                 del self._writes[table][key]
             else:
                 self._writes[table][key] = before  # type: ignore[assignment]
+        self._unlock(locked)
 
     def commit(self) -> None:
         """Makes everything visible at once."""
@@ -252,7 +258,11 @@ class Session:
         self._undo.clear()
         self._savepoints.clear()
         self._notifies.clear()
-        locked, self._locked = self._locked, []
+        self._unlock(0)
+
+    def _unlock(self, kept: int) -> None:
+        """Gives back all but the oldest `kept` locks."""
+        locked, self._locked = self._locked[kept:], self._locked[:kept]
         for table, key in locked:
             del self.server.locks[table][key]
         if locked:

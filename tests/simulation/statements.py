@@ -33,6 +33,10 @@ APPLIED: Final = text("SELECT event_id FROM effect")
 # --- positions and marks --------------------------------------------------------------------------
 
 
+def _selected(row: Row, names: tuple[str, ...]) -> Row:
+    return Row(**{name: getattr(row, name) for name in names})
+
+
 def _place(values: Values) -> tuple[Any, ...]:
     return values["consumer"], values["topic"], values["partition"]
 
@@ -43,13 +47,14 @@ def read_position(session: Session, values: Values) -> Result:
 
 
 def lock_position(session: Session, values: Values) -> Result:
-    session.claim("consumer_position", [_place(values)])
+    if session.get("consumer_position", _place(values)) is not None:
+        session.claim("consumer_position", [_place(values)])
     return read_position(session, values)
 
 
 def begin_position(session: Session, values: Values) -> Result:
     place = _place(values)
-    session.look("consumer_position", [place])
+    session.look("consumer_position", [place], written=True)
     if session.get("consumer_position", place) is not None:
         return Result(rowcount=0)
     session.claim("consumer_position", [place])
@@ -111,6 +116,11 @@ _PARKED_COLUMNS: Final = {
 }
 
 
+_PARKED_KEPT: Final = ("tenant_id", "identity", "key", "traceparent", "failures", "parked_at")
+"""What is not replaced when the event is written again."""
+_PARKED_LOADED: Final = ("offset", "tenant_id", "key", "state", "attempts", "failures", "code", "parked_at")
+
+
 def _parked_places(values: Values) -> list[tuple[Any, ...]]:
     places = zip(values["topics"], values["partitions"], values["offsets"], strict=True)
     return [(values["consumer"], topic, partition, offset) for topic, partition, offset in places]
@@ -134,7 +144,7 @@ def write_parked(session: Session, values: Values) -> Result:
         )
         before = session.get("parked", place)
         if before is not None:
-            row.failures, row.parked_at = before.failures, before.parked_at
+            row = Row(**{**vars(row), **{name: getattr(before, name) for name in _PARKED_KEPT}})
         session.write("parked", place, row)
     return Result(rowcount=len(places))
 
@@ -165,18 +175,27 @@ def _delete_parked(session: Session, places: list[tuple[Any, ...]]) -> Result:
 
 def load_parked(session: Session, values: Values) -> Result:
     rows = [
-        Row(**{**vars(row), "due_in": row.due_at - session.now})
+        Row(due_in=row.due_at - session.now, **vars(_selected(row, _PARKED_LOADED)))
         for place, row in session.rows("parked").items()
         if place[:3] == _place(values) and row.state in ("waiting", "stuck")
     ]
     return Result(sorted(rows, key=lambda row: row.offset))
 
 
-def _update_parked(session: Session, values: Values, states: tuple[str, ...], **changes: Any) -> Row | None:
+def _matching_parked(session: Session, values: Values, states: tuple[str, ...]) -> Row | None:
+    """The row that the statement locks, if there is one."""
     place = (*_place(values), values["offset"])
-    session.claim("parked", [place])
     row = session.get("parked", place)
     if row is None or row.state not in states or ("failures" in values and row.failures != values["failures"]):
+        return None
+    session.claim("parked", [place])
+    return row
+
+
+def _update_parked(session: Session, values: Values, states: tuple[str, ...], **changes: Any) -> Row | None:
+    place = (*_place(values), values["offset"])
+    row = _matching_parked(session, values, states)
+    if row is None:
         return None
     changed = Row(**{**vars(row), **{name: change(row) for name, change in changes.items()}})
     session.write("parked", place, changed)
@@ -185,16 +204,14 @@ def _update_parked(session: Session, values: Values, states: tuple[str, ...], **
 
 def begin_parked(session: Session, values: Values) -> Result:
     row = _update_parked(session, values, ("waiting",), failures=lambda row: row.failures + 1)
-    return Result([] if row is None else [row])
+    names = ("attempts", "failures", "key", "record_milliseconds", "headers", "value")
+    return Result([] if row is None else [_selected(row, names)])
 
 
 def end_parked(session: Session, values: Values) -> Result:
-    place = (*_place(values), values["offset"])
-    session.claim("parked", [place])
-    row = session.get("parked", place)
-    if row is None or row.state != "waiting" or row.failures != values["failures"]:
+    if _matching_parked(session, values, ("waiting",)) is None:
         return Result(rowcount=0)
-    session.write("parked", place, None)
+    session.write("parked", (*_place(values), values["offset"]), None)
     return Result(rowcount=1)
 
 
@@ -289,7 +306,9 @@ def write_outbox(session: Session, values: Values) -> Result:
 def read_outbox(session: Session, values: Values) -> Result:
     oldest = sorted(session.rows("outbox").values(), key=lambda row: row.id)[: values["rows"]]
     before = accumulate((len(row.value) for row in oldest), initial=0)
-    return Result([row for row, size in zip(oldest, before, strict=False) if size < values["bytes"]])
+    names = ("id", "topic", "partition", "key", "headers", "value")
+    taken = [row for row, size in zip(oldest, before, strict=False) if size < values["bytes"]]
+    return Result([_selected(row, names) for row in taken])
 
 
 def delete_from_outbox(session: Session, values: Values) -> Result:
@@ -345,7 +364,7 @@ def applied(session: Session, _: Values) -> Result:
 # --- readers --------------------------------------------------------------------------------------
 def set_tenant(session: Session, values: Values) -> Result:
     session.begin()
-    return Result([Row(tenant=values["tenant"])])
+    return Result([Row(set_config=values["tenant"])])
 
 
 def seen_positions(session: Session, values: Values) -> Result:
@@ -374,7 +393,7 @@ def seen_parked(session: Session, values: Values) -> Result:
             found[key] = row
     names = ("topic", "partition", "offset", "identity", "state", "code", "message", "parked_at")
     ordered = sorted(found.values(), key=lambda row: (row.parked_at, row.offset))
-    return Result([Row(**{name: getattr(row, name) for name in names}) for row in ordered])
+    return Result([_selected(row, names) for row in ordered])
 
 
 def seen_inbox(session: Session, values: Values) -> Result:
