@@ -10,7 +10,8 @@ from simulation.planted import BUGS
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
-SEEDS = 2_000
+SEEDS = 1_000
+"""With the rest of this file, what `make test` may cost (docs/simulation.md); `make simulate` looks at others."""
 WITHIN = 1_000
 """Seeds within which each planted bug must be found; without it, none of them shows anything."""
 
@@ -32,15 +33,20 @@ def test_no_world_shows_an_anomaly() -> None:
     assert done.returncode == 0, f"{done.stdout[-6_000:]}\n{done.stderr[-2_000:]}\nRepeat one with SIMULATION_SEED=…"
 
 
+@pytest.fixture(scope="module")
+def hunted() -> subprocess.CompletedProcess[str]:
+    """All of them by one process: to import everything takes longer than to find one."""
+    return run("--first", "0", "--seeds", str(WITHIN), "--stop", "--planted", "all")
+
+
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_found(bug: str) -> None:
-    done = run("--first", "0", "--seeds", str(WITHIN), "--stop", "--planted", bug)
-    assert done.returncode == 1, f"not found: {done.stderr[-2_000:]}"
-    assert done.stdout.startswith("seed "), done.stderr[-2_000:]
+def test_a_planted_bug_is_found(bug: str, hunted: subprocess.CompletedProcess[str]) -> None:
+    assert f"found: {bug}" in hunted.stdout.splitlines(), f"{hunted.stdout[-2_000:]}\n{hunted.stderr[-2_000:]}"
 
 
 def test_the_same_seed_is_the_same_world_wherever_it_runs() -> None:
     first = run("--first", "40", "--seeds", "6", "--trace").stdout
     assert first.count("steps") == 6
-    assert run("--first", "40", "--seeds", "6", "--trace").stdout == first
-    assert first.endswith(run("--first", "45", "--seeds", "1", "--trace").stdout), "what ran before makes a difference"
+    again = run("--first", "42", "--seeds", "4", "--trace").stdout
+    assert again.count("steps") == 4
+    assert first.endswith(again), "another process, or what ran before, makes a difference"
