@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -127,6 +128,15 @@ def test_waiting_ends_at_the_deadline() -> None:
         wait_until(lambda: False, time.monotonic() + 0.1, "Nothing came")
 
 
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """As a program has it: an earlier test's event loop may have left its own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_ctrl_c_is_held_back_until_the_block_is_done() -> None:
     done: list[str] = []
 
