@@ -145,7 +145,7 @@ _RELEASE = text(
 )
 _PRUNE = text(
     'DELETE FROM parked WHERE (consumer, topic, partition, "offset") IN (SELECT consumer, topic, partition, "offset" FROM parked '
-    "WHERE state IN ('refused', 'dead') AND changed_at < now() - make_interval(secs => :age) LIMIT :rows)"
+    "WHERE state IN ('refused', 'dead') AND changed_at < now() - make_interval(secs => :age) LIMIT :rows FOR UPDATE SKIP LOCKED)"
 )
 
 

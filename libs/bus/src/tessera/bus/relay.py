@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Row, text
@@ -31,6 +31,8 @@ _ROWS: Final = 2_000
 _BYTES: Final = 16 * 1024 * 1024
 """Most that is read at once, so that rows of 900 KiB do not fill the memory; one row more where the first is larger."""
 _IDLE_SECONDS: Final = 1.0
+_TOLD_SECONDS: Final = 5.0
+"""How often it is told that Kafka keeps the relay waiting."""
 _NAME: Final = "outbox"
 
 _CLAIM = text(
@@ -50,6 +52,7 @@ _DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
 
 _log = get_logger(__name__)
 
+T = TypeVar("T")
 Lane = tuple[str, int]
 """A topic and one of its partitions."""
 
@@ -140,7 +143,7 @@ class Relay:
         faults.reach(faults.RELAY_READ_BEFORE_PUBLISH)
         published: list[int] = []
         lanes = await self._lanes(rows)
-        outcomes = await asyncio.gather(*(self._publish_lane(*lane, published) for lane in lanes.items()), return_exceptions=True)
+        outcomes = await _told(asyncio.gather(*(self._publish_lane(*lane, published) for lane in lanes.items()), return_exceptions=True))
         faults.reach(faults.RELAY_PUBLISHED_BEFORE_DELETE)
         async with self._database.statements() as connection:
             await connection.execute(_DELETE, {"ids": published})
@@ -195,6 +198,16 @@ class Relay:
 
     def _wake(self, *_: Any) -> None:
         self._woken.set()
+
+
+async def _told(outcomes: asyncio.Future[T]) -> T:
+    """The outcomes, however long that takes (Kafka's client sends again and again what it has numbered); meanwhile operators are told."""
+    try:
+        while not (await asyncio.wait({outcomes}, timeout=_TOLD_SECONDS))[0]:
+            _log.warning("outbox relay waits", error="Kafka has not acknowledged what was sent")
+        return outcomes.result()
+    finally:
+        outcomes.cancel()
 
 
 def _partition(row: Row[Any], partitions: Sequence[int]) -> int:
