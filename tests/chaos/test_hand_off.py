@@ -15,7 +15,7 @@ from chaos.observing import PATIENCE_SECONDS, counter, records, repeated, rows, 
 
 from tessera.gateway.domain import spool
 from tessera.local.kafka import Kafka
-from tessera.testkit import Stack, eventually_blocking
+from tessera.testkit import ServiceProcess, Stack, eventually_blocking
 from tessera.testkit.platform import Platform
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
@@ -52,16 +52,21 @@ def tenant(platform: Platform, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def key(platform: Platform, tenant: str) -> str:
     """A key of the tenant, used once: the gateway knows it, and memory the tenant."""
-    eventually_blocking(lambda: _recovered(platform), PATIENCE_SECONDS)
+    _joined(platform.processes["gateway"])
     key = platform.tenant(tenant)
     settled(platform, "SELECT 1 FROM memory.tenant WHERE tenant_id = $1", 1, tenant)
     return key
 
 
-def _recovered(platform: Platform) -> bool:
-    """The gateway has found the Kafka of the test before."""
-    status, body = platform.processes["gateway"].get_admin("/health/ready")
-    return status == 200 and '"degraded"' not in body and '"open"' not in body
+def _joined(gateway: ServiceProcess) -> None:
+    """Waits until it has found Kafka and reads from it. With a spool it is ready before; a Kafka that dies while it joins ends it."""
+
+    def look() -> bool:
+        status, body = gateway.get_admin("/health/ready")
+        return status == 200 and '"degraded"' not in body and '"open"' not in body
+
+    gateway.wait_ready()
+    eventually_blocking(look, PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -160,7 +165,7 @@ def test_kafka_dies_then_the_gateway(platform: Platform, tenant: str, key: str) 
         assert gateway.get_admin("/health/ready")[0] == 200
         gateway.kill()
         gateway.start()
-    gateway.wait_ready()
+    _joined(gateway)
     _searchable(platform, key, *(f"m-{number}" for number in range(8)))
     assert rows(platform, ORIGINS, tenant) == [(f"m-{number}",) for number in range(8)]
     assert list(dict.fromkeys(_ids(platform, tenant))) == [f"m-{number}" for number in range(8)], "in the order of acceptance"
@@ -183,13 +188,13 @@ def test_new_events_of_a_key_wait_behind_the_spooled_ones(platform: Platform, te
 def test_killed_between_the_disk_and_the_answer(platform: Platform, tenant: str, key: str) -> None:
     gateway = platform.processes["gateway"]
     _restart(platform, TESSERA_GATEWAY__CRASH_POINT="spooled_before_answer")
-    gateway.wait_ready()
+    _joined(gateway)
     with _away(platform):
         with pytest.raises(httpx.TransportError):
             _say(platform, key, "unanswered")
         eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
         _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
-    gateway.wait_ready()
+    _joined(gateway)
     _searchable(platform, key, "unanswered")
     assert _say(platform, key, "unanswered").json()["status"] == "accepted", "the client repeats"
     eventually_blocking(lambda: repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
@@ -199,13 +204,13 @@ def test_killed_between_the_disk_and_the_answer(platform: Platform, tenant: str,
 def test_killed_between_kafka_and_the_deletion(platform: Platform, tenant: str, key: str) -> None:
     gateway = platform.processes["gateway"]
     _restart(platform, TESSERA_GATEWAY__CRASH_POINT="handed_over_before_delete")
-    gateway.wait_ready()
+    _joined(gateway)
     before = counter(platform, "memory", "tessera_bus_duplicate_events")
     with _away(platform):
         assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
     eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
     _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
-    gateway.wait_ready()
+    _joined(gateway)
     _searchable(platform, key, "first", "second")
     eventually_blocking(lambda: counter(platform, "memory", "tessera_bus_duplicate_events") > before, PATIENCE_SECONDS)
     assert repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1
@@ -216,7 +221,7 @@ def test_killed_between_kafka_and_the_deletion(platform: Platform, tenant: str, 
 def test_another_gateway_adopts_what_a_dead_one_left(platform: Platform, tenant: str, key: str) -> None:
     dying, second = platform.processes["gateway"], platform._process("gateway")
     second.start()
-    second.wait_ready()
+    _joined(second)
     try:
         with _away(platform):
             assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
@@ -229,7 +234,7 @@ def test_another_gateway_adopts_what_a_dead_one_left(platform: Platform, tenant:
         platform.processes["gateway"] = dying
         second.stop()
         dying.start()
-        dying.wait_ready()
+        _joined(dying)
 
 
 def test_a_full_spool_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str) -> None:
@@ -253,7 +258,7 @@ def test_what_waited_too_long_is_refused_and_told(platform: Platform, tenant: st
         gateway.kill()
         _age(platform, timedelta(days=2))
         gateway.start()
-    gateway.wait_ready()
+    _joined(gateway)
     eventually_blocking(lambda: _status(platform, key, "late") == "refused", PATIENCE_SECONDS)
     reason = platform.request("GET", "/v1/ingest/late", key=key).json()["reason"]
     assert (reason["code"], reason["param"]) == ("expired", "deadline")
@@ -290,7 +295,7 @@ def test_a_full_disk_is_503_and_what_it_took_arrives(platform: Platform, tenant:
     gateway = platform.processes["gateway"]
     folder = platform.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]
     _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=str(small_disk / "spool"), TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(8 * FULL_AFTER))
-    gateway.wait_ready()
+    _joined(gateway)
     try:
         with _away(platform):
             promised = _filled(platform, key)
@@ -300,4 +305,4 @@ def test_a_full_disk_is_503_and_what_it_took_arrives(platform: Platform, tenant:
         _drained(platform)
     finally:
         _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=folder, TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(FULL_AFTER))
-        gateway.wait_ready()
+        _joined(gateway)
