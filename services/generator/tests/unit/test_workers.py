@@ -252,8 +252,9 @@ async def test_a_lost_lease_says_nothing_more(bench: Bench, leased_job: LeaseJob
     assert engine.running == 0
 
 
-async def test_the_lease_is_renewed_through_troubles(bench: Bench, leased_job: LeaseJob) -> None:
-    bench.store.troubles = [RetryableError("down for a moment")]
+@pytest.mark.parametrize("trouble", [RetryableError("down for a moment"), CircuitOpenError("postgres", timedelta(seconds=1))])
+async def test_the_lease_is_renewed_through_troubles(bench: Bench, leased_job: LeaseJob, trouble: Exception) -> None:
+    bench.store.troubles = [trouble]
     assert (await bench.run(Engine([0.35, Piece("slow"), STOP]), leased_job("up"))).text == "slow"
     assert bench.store.renewed >= 1
 

@@ -187,8 +187,8 @@ class JobRunner:
             changed.clear()
             try:
                 state = await self._store.renew(job, self._policy.lease)
-            except RetryableError as error:
-                _log.warning("generation_lease_not_renewed", generation_id=job.generation_id, error=error.message)
+            except (RetryableError, CircuitOpenError) as error:
+                _log.warning("generation_lease_not_renewed", generation_id=job.generation_id, error=str(error))
                 continue
             if state == "cancelled":
                 raise GenerationCancelledError
@@ -198,8 +198,8 @@ class JobRunner:
     async def _give_back(self, job: Job, delay: timedelta) -> None:
         try:
             await self._store.postpone(job, delay)
-        except RetryableError as error:
-            _log.warning("generation_left_to_lapse", generation_id=job.generation_id, error=error.message)
+        except (RetryableError, CircuitOpenError) as error:
+            _log.warning("generation_left_to_lapse", generation_id=job.generation_id, error=str(error))
 
 
 class Lane:
