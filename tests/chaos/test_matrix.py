@@ -11,7 +11,7 @@ from chaos.matrix import ROWS, play, play_kills
 from chaos.observing import rows
 from chaos.world import World
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
 
 QUICK = ("postgres_killed", "resets")
 
@@ -32,7 +32,7 @@ def test_a_fault_of_the_matrix(world: World, name: str) -> None:
 
 
 def test_every_service_killed_again_and_again(world: World) -> None:
-    result = play_kills(world, random.Random(world.seed), kills=1)
+    result = play_kills(world, random.Random(world.seed), kills=1, bound_seconds=240)  # `make chaos` measures; here nothing may be wrong
     assert result.clean, f"CHAOS_SEED={world.seed}\n" + "\n".join(result.lines)
 
 
