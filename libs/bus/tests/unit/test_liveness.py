@@ -61,7 +61,7 @@ class HangingLoop(PartitionLoop):
 @pytest.fixture
 async def consumer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Consumer]:
     monkeypatch.setattr(consumers, "_STALLED_AFTER", timedelta(milliseconds=50))
-    passwords = {"worker_password": "never-used", "client_password": "never-used"}
+    passwords = {"worker_password": "never-used", "client_password": "never-used"}  # pragma: allowlist secret
     made = Bus(MemorySettings.model_validate({"postgres": passwords}), None, on_fatal=_is_not_called).consumer("ingestion")
     loop = HangingLoop(made._gate)
     made._loops[PARTITION] = loop

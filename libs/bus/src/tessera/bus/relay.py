@@ -214,4 +214,4 @@ def _partition(row: Row[Any], partitions: Sequence[int]) -> int:
     """Where the row says, else where its key belongs; anywhere without a key."""
     if row.partition is not None:
         return int(row.partition)
-    return random.choice(partitions) if row.key is None else partition_of(row.key, partitions)  # noqa: S311
+    return random.choice(partitions) if row.key is None else partition_of(row.key, partitions)  # noqa: S311  # nosec B311 - no secret

@@ -91,7 +91,7 @@ class WaitingRoom:
                     return
             await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
             # Scattered, so that readers who came together do not look together for ever.
-            limit = min(pause * random.uniform(0.8, 1.2), max(0.0, until - clock()))  # noqa: S311
+            limit = min(pause * random.uniform(0.8, 1.2), max(0.0, until - clock()))  # noqa: S311  # nosec B311 - no secret
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), limit)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

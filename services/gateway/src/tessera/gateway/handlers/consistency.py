@@ -56,7 +56,7 @@ async def asked(log: Log, question: Callable[[ReadConsistency], RequestData], fr
             return answer
         wanted = _again(wanted, freshness)
         if clock() - began < wait:
-            await asyncio.sleep(min(until - clock(), _PAUSE_SECONDS * random.uniform(0.5, 1.5)))  # noqa: S311
+            await asyncio.sleep(min(until - clock(), _PAUSE_SECONDS * random.uniform(0.5, 1.5)))  # noqa: S311  # nosec B311 - no secret
 
 
 def _again(wanted: ReadConsistency, freshness: Freshness) -> ReadConsistency:
