@@ -1,9 +1,16 @@
 """Fixtures for every test of the checkout."""
 
+import os
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tessera.testkit.plugin"]
 
 # A shared machine may pause any example; what is slow by itself meets the time-out of its test.
-settings.register_profile("tessera", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "tessera",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
+)
 settings.load_profile("tessera")

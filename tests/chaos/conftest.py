@@ -5,17 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tessera.testkit import Stack
+from tessera.testkit import Stack, platform
 from tessera.testkit.breakable import BreakableStack
 from tessera.testkit.platform import Platform
 
 
 @pytest.fixture(scope="module", autouse=True)
 def unmeasured() -> Iterator[None]:
-    """Services that are killed leave no coverage behind, and measuring it makes them several times slower."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
-            patched.delenv(name, raising=False)
+    """Services that are killed leave no coverage behind."""
+    with platform.unmeasured():
         yield
 
 

@@ -75,7 +75,7 @@ class Oracle:
         for record in self._records():
             seen[record.topic].append(record)
         dead = [record.id for topic in self._dead for record in seen[topic]]
-        effects = self._rows("SELECT origin_id, id::text FROM memory.memory WHERE tenant_id = $1 ORDER BY xmin::text::bigint, ctid")
+        effects = self._rows("SELECT origin_id, id::text FROM memory.memory WHERE tenant_id = $1")
         recorded = seen["memory.recorded"]
         memories = [memory for _, memory in effects]
         return _joined(
@@ -85,6 +85,7 @@ class Oracle:
                     acknowledged=set(ledger.acknowledged) - expected_dead,
                     refused=expected_dead & set(dead),
                     effects=[origin for origin, _ in effects],
+                    effects_ordered=False,  # rows of one transaction lie where Postgres finds room; the outbox keeps their order
                     outgoing=[Outgoing(record.id, record.data["origin_id"], _content(record.data)) for record in recorded],
                 )
             ),

@@ -28,7 +28,7 @@ FULL_AFTER = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def platform(killable: Stack) -> Iterator[Platform]:
+def spooling(killable: Stack) -> Iterator[Platform]:
     """A gateway with a spool, and memory, on a Kafka that may be killed."""
     settings = {
         "TESSERA_GATEWAY__SPOOL__FOLDER": str(killable.folder / "spool"),
@@ -45,16 +45,16 @@ def platform(killable: Stack) -> Iterator[Platform]:
 
 
 @pytest.fixture
-def tenant(platform: Platform, request: pytest.FixtureRequest) -> str:
+def tenant(spooling: Platform, request: pytest.FixtureRequest) -> str:
     return str(request.node.originalname).removeprefix("test_").replace("_", "-")[:40].strip("-")
 
 
 @pytest.fixture
-def key(platform: Platform, tenant: str) -> str:
+def key(spooling: Platform, tenant: str) -> str:
     """A key of the tenant, used once: the gateway knows it, and memory the tenant."""
-    _joined(platform.processes["gateway"])
-    key = platform.tenant(tenant)
-    settled(platform, "SELECT 1 FROM memory.tenant WHERE tenant_id = $1", 1, tenant)
+    _joined(spooling.processes["gateway"])
+    key = spooling.tenant(tenant)
+    settled(spooling, "SELECT 1 FROM memory.tenant WHERE tenant_id = $1", 1, tenant)
     return key
 
 
@@ -70,9 +70,9 @@ def _joined(gateway: ServiceProcess) -> None:
 
 
 @contextmanager
-def _away(platform: Platform) -> Iterator[Kafka]:
+def _away(spooling: Platform) -> Iterator[Kafka]:
     """Inside, Kafka is dead; it is back afterwards."""
-    kafka = platform.stack.kafka
+    kafka = spooling.stack.kafka
     if kafka is None:
         pytest.fail("this test needs a Kafka of its own: unset KAFKA_BOOTSTRAP_SERVERS")
     kafka.kill()
@@ -83,46 +83,46 @@ def _away(platform: Platform) -> Iterator[Kafka]:
         kafka.wait_ready()
 
 
-def _restart(platform: Platform, **overrides: str) -> None:
+def _restart(spooling: Platform, **overrides: str) -> None:
     """The gateway again, with other settings; it serves once Kafka is there."""
-    gateway = platform.processes["gateway"]
+    gateway = spooling.processes["gateway"]
     gateway.stop()
     gateway.override(**overrides)
     gateway.start()
 
 
-def _say(platform: Platform, key: str, name: str, conversation: str = "c", content: str = "The boat is called Marigold.") -> httpx.Response:
+def _say(spooling: Platform, key: str, name: str, conversation: str = "c", content: str = "The boat is called Marigold.") -> httpx.Response:
     item = {"type": "message", "id": name, "conversation_id": conversation, "role": "user", "content": content}
-    return platform.request("POST", "/v1/memories", key=key, json=item)
+    return spooling.request("POST", "/v1/memories", key=key, json=item)
 
 
-def _fill(platform: Platform, key: str, name: str) -> tuple[httpx.Response, set[str]]:
+def _fill(spooling: Platform, key: str, name: str) -> tuple[httpx.Response, set[str]]:
     """A batch of large messages: the answer, and which of them will not be lost."""
     said = {"type": "message", "role": "user", "content": "x", "metadata": {"padding": PADDING}}
     items = [{**said, "id": f"{name}-{number}", "conversation_id": f"c-{number}"} for number in range(BATCH)]
-    answer = platform.request("POST", "/v1/memories/batch", key=key, json={"items": items})
+    answer = spooling.request("POST", "/v1/memories/batch", key=key, json={"items": items})
     return answer, {result["event_id"] for result in answer.json().get("data", ()) if result["status"] == "spooled"}
 
 
-def _filled(platform: Platform, key: str) -> set[str]:
+def _filled(spooling: Platform, key: str) -> set[str]:
     """Sends batches until one is refused as a whole; everything that was promised."""
     promised: set[str] = set()
     for number in range(4):
-        answer, kept = _fill(platform, key, f"b{number}")
+        answer, kept = _fill(spooling, key, f"b{number}")
         promised |= kept
         if not answer.is_success:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "dependency_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
-            assert platform.request("GET", "/v1/spool").json()["spool"]["records"] == len(promised), "what was refused is not kept"
+            assert spooling.request("GET", "/v1/spool").json()["spool"]["records"] == len(promised), "what was refused is not kept"
             return promised
     raise AssertionError("it never was full")
 
 
-def _arrived(platform: Platform, tenant: str, promised: set[str]) -> None:
+def _arrived(spooling: Platform, tenant: str, promised: set[str]) -> None:
     """Each once."""
 
     def look() -> bool:
-        found = [origin for (origin,) in rows(platform, ORIGINS, tenant)]
+        found = [origin for (origin,) in rows(spooling, ORIGINS, tenant)]
         assert promised <= set(found), f"{len(promised - set(found))} of {len(promised)} are missing"
         assert len(found) == len(set(found))
         return True
@@ -130,147 +130,147 @@ def _arrived(platform: Platform, tenant: str, promised: set[str]) -> None:
     eventually_blocking(look, PATIENCE_SECONDS)
 
 
-def _status(platform: Platform, key: str, name: str) -> Any:
-    answer = platform.request("GET", f"/v1/ingest/{name}", key=key)
+def _status(spooling: Platform, key: str, name: str) -> Any:
+    answer = spooling.request("GET", f"/v1/ingest/{name}", key=key)
     return answer.json()["status"] if answer.is_success else None
 
 
-def _searchable(platform: Platform, key: str, *names: str) -> None:
+def _searchable(spooling: Platform, key: str, *names: str) -> None:
     for name in names:
-        eventually_blocking(lambda name=name: _status(platform, key, name) == "searchable", PATIENCE_SECONDS)  # type: ignore[misc]
+        eventually_blocking(lambda name=name: _status(spooling, key, name) == "searchable", PATIENCE_SECONDS)  # type: ignore[misc]
 
 
-def _ids(platform: Platform, tenant: str) -> list[str]:
-    return [name for name, _ in records(platform, f"ingest.{tenant}", tenant)]
+def _ids(spooling: Platform, tenant: str) -> list[str]:
+    return [name for name, _ in records(spooling, f"ingest.{tenant}", tenant)]
 
 
-def _drained(platform: Platform) -> None:
-    eventually_blocking(lambda: platform.request("GET", "/v1/spool").json()["spool"] == EMPTY, PATIENCE_SECONDS)
+def _drained(spooling: Platform) -> None:
+    eventually_blocking(lambda: spooling.request("GET", "/v1/spool").json()["spool"] == EMPTY, PATIENCE_SECONDS)
 
 
 EMPTY = {"enabled": True, "records": 0, "bytes": 0, "oldest_accepted_at": None, "full": False}
 
 
-def test_kafka_dies_then_the_gateway(platform: Platform, tenant: str, key: str) -> None:
-    gateway = platform.processes["gateway"]
-    with _away(platform):
-        answers = [_say(platform, key, f"m-{number}") for number in range(8)]
+def test_kafka_dies_then_the_gateway(spooling: Platform, tenant: str, key: str) -> None:
+    gateway = spooling.processes["gateway"]
+    with _away(spooling):
+        answers = [_say(spooling, key, f"m-{number}") for number in range(8)]
         assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "spooled")] * 8
-        assert _status(platform, key, "m-3") == "spooled"
-        listed = platform.request("GET", "/v1/spool", params={"limit": 3}).json()
+        assert _status(spooling, key, "m-3") == "spooled"
+        listed = spooling.request("GET", "/v1/spool", params={"limit": 3}).json()
         assert [entry["event_id"] for entry in listed["data"]] == ["m-0", "m-1", "m-2"]
         assert (listed["spool"]["records"], listed["has_more"]) == (8, True)
-        assert platform.request("GET", "/v1/status").json()["spool"]["records"] == 8
+        assert spooling.request("GET", "/v1/status").json()["spool"]["records"] == 8
         eventually_blocking(lambda: gateway.get_admin("/health/ready")[1].find('"degraded"') > 0, PATIENCE_SECONDS)
         assert gateway.get_admin("/health/ready")[0] == 200
         gateway.kill()
         gateway.start()
     _joined(gateway)
-    _searchable(platform, key, *(f"m-{number}" for number in range(8)))
-    assert rows(platform, ORIGINS, tenant) == [(f"m-{number}",) for number in range(8)]
-    assert list(dict.fromkeys(_ids(platform, tenant))) == [f"m-{number}" for number in range(8)], "in the order of acceptance"
-    _drained(platform)
+    _searchable(spooling, key, *(f"m-{number}" for number in range(8)))
+    assert rows(spooling, ORIGINS, tenant) == [(f"m-{number}",) for number in range(8)]
+    assert list(dict.fromkeys(_ids(spooling, tenant))) == [f"m-{number}" for number in range(8)], "in the order of acceptance"
+    _drained(spooling)
 
 
-def test_new_events_of_a_key_wait_behind_the_spooled_ones(platform: Platform, tenant: str, key: str) -> None:
-    with _away(platform):
+def test_new_events_of_a_key_wait_behind_the_spooled_ones(spooling: Platform, tenant: str, key: str) -> None:
+    with _away(spooling):
         for number in range(4):
-            assert _say(platform, key, f"m-{number}").status_code == 202
-    answers = [_say(platform, key, f"n-{number}") for number in range(4)]
+            assert _say(spooling, key, f"m-{number}").status_code == 202
+    answers = [_say(spooling, key, f"n-{number}") for number in range(4)]
     assert {answer.status_code for answer in answers} == {202}
     names = [*(f"m-{number}" for number in range(4)), *(f"n-{number}" for number in range(4))]
-    _searchable(platform, key, *names)
-    assert list(dict.fromkeys(_ids(platform, tenant))) == names
-    _drained(platform)
-    assert _say(platform, key, "last").json()["status"] == "accepted"
+    _searchable(spooling, key, *names)
+    assert list(dict.fromkeys(_ids(spooling, tenant))) == names
+    _drained(spooling)
+    assert _say(spooling, key, "last").json()["status"] == "accepted"
 
 
-def test_killed_between_the_disk_and_the_answer(platform: Platform, tenant: str, key: str) -> None:
-    gateway = platform.processes["gateway"]
-    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="spooled_before_answer")
+def test_killed_between_the_disk_and_the_answer(spooling: Platform, tenant: str, key: str) -> None:
+    gateway = spooling.processes["gateway"]
+    _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="spooled_before_answer")
     _joined(gateway)
-    with _away(platform):
+    with _away(spooling):
         with pytest.raises(httpx.TransportError):
-            _say(platform, key, "unanswered")
+            _say(spooling, key, "unanswered")
         eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
-        _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
+        _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="")
     _joined(gateway)
-    _searchable(platform, key, "unanswered")
-    assert _say(platform, key, "unanswered").json()["status"] == "accepted", "the client repeats"
-    eventually_blocking(lambda: repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
-    assert rows(platform, ORIGINS, tenant) == [("unanswered",)]
+    _searchable(spooling, key, "unanswered")
+    assert _say(spooling, key, "unanswered").json()["status"] == "accepted", "the client repeats"
+    eventually_blocking(lambda: repeated(records(spooling, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
+    assert rows(spooling, ORIGINS, tenant) == [("unanswered",)]
 
 
-def test_killed_between_kafka_and_the_deletion(platform: Platform, tenant: str, key: str) -> None:
-    gateway = platform.processes["gateway"]
-    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="handed_over_before_delete")
+def test_killed_between_kafka_and_the_deletion(spooling: Platform, tenant: str, key: str) -> None:
+    gateway = spooling.processes["gateway"]
+    _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="handed_over_before_delete")
     _joined(gateway)
-    before = counter(platform, "memory", "tessera_bus_duplicate_events")
-    with _away(platform):
-        assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
+    before = counter(spooling, "memory", "tessera_bus_duplicate_events")
+    with _away(spooling):
+        assert [_say(spooling, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
     eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
-    _restart(platform, TESSERA_GATEWAY__CRASH_POINT="")
+    _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="")
     _joined(gateway)
-    _searchable(platform, key, "first", "second")
-    eventually_blocking(lambda: counter(platform, "memory", "tessera_bus_duplicate_events") > before, PATIENCE_SECONDS)
-    assert repeated(records(platform, f"ingest.{tenant}", tenant)) >= 1
-    assert rows(platform, ORIGINS, tenant) == [("first",), ("second",)]
-    _drained(platform)
+    _searchable(spooling, key, "first", "second")
+    eventually_blocking(lambda: counter(spooling, "memory", "tessera_bus_duplicate_events") > before, PATIENCE_SECONDS)
+    assert repeated(records(spooling, f"ingest.{tenant}", tenant)) >= 1
+    assert rows(spooling, ORIGINS, tenant) == [("first",), ("second",)]
+    _drained(spooling)
 
 
-def test_another_gateway_adopts_what_a_dead_one_left(platform: Platform, tenant: str, key: str) -> None:
-    dying, second = platform.processes["gateway"], platform._process("gateway")
+def test_another_gateway_adopts_what_a_dead_one_left(spooling: Platform, tenant: str, key: str) -> None:
+    dying, second = spooling.processes["gateway"], spooling._process("gateway")
     second.start()
     _joined(second)
     try:
-        with _away(platform):
-            assert [_say(platform, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
+        with _away(spooling):
+            assert [_say(spooling, key, name).json()["status"] for name in ("first", "second")] == ["spooled"] * 2
             dying.kill()
-        platform.processes["gateway"] = second
-        _searchable(platform, key, "first", "second")
-        assert rows(platform, ORIGINS, tenant) == [("first",), ("second",)]
-        _drained(platform)
+        spooling.processes["gateway"] = second
+        _searchable(spooling, key, "first", "second")
+        assert rows(spooling, ORIGINS, tenant) == [("first",), ("second",)]
+        _drained(spooling)
     finally:
-        platform.processes["gateway"] = dying
+        spooling.processes["gateway"] = dying
         second.stop()
         dying.start()
         _joined(dying)
 
 
-def test_a_full_spool_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str) -> None:
-    gateway = platform.processes["gateway"]
-    with _away(platform):
-        promised = _filled(platform, key)
-        assert counter(platform, "gateway", "tessera_spool_refused") >= 1
+def test_a_full_spool_is_503_and_what_it_took_arrives(spooling: Platform, tenant: str, key: str) -> None:
+    gateway = spooling.processes["gateway"]
+    with _away(spooling):
+        promised = _filled(spooling, key)
+        assert counter(spooling, "gateway", "tessera_spool_refused") >= 1
         eventually_blocking(lambda: gateway.get_admin("/health/ready")[0] == 503, PATIENCE_SECONDS)
-        assert platform.request("GET", "/v1/spool").json()["spool"]["full"] is True
-        assert _say(platform, key, "small").json()["status"] == "spooled", "there is room for something small"
+        assert spooling.request("GET", "/v1/spool").json()["spool"]["full"] is True
+        assert _say(spooling, key, "small").json()["status"] == "spooled", "there is room for something small"
         eventually_blocking(lambda: gateway.get_admin("/health/ready")[0] == 200, PATIENCE_SECONDS)
     assert len(promised) >= BATCH
-    _arrived(platform, tenant, promised | {"small"})
-    _drained(platform)
+    _arrived(spooling, tenant, promised | {"small"})
+    _drained(spooling)
 
 
-def test_what_waited_too_long_is_refused_and_told(platform: Platform, tenant: str, key: str) -> None:
-    gateway = platform.processes["gateway"]
-    with _away(platform):
-        assert _say(platform, key, "late").json()["status"] == "spooled"
+def test_what_waited_too_long_is_refused_and_told(spooling: Platform, tenant: str, key: str) -> None:
+    gateway = spooling.processes["gateway"]
+    with _away(spooling):
+        assert _say(spooling, key, "late").json()["status"] == "spooled"
         gateway.kill()
-        _age(platform, timedelta(days=2))
+        _age(spooling, timedelta(days=2))
         gateway.start()
     _joined(gateway)
-    eventually_blocking(lambda: _status(platform, key, "late") == "refused", PATIENCE_SECONDS)
-    reason = platform.request("GET", "/v1/ingest/late", key=key).json()["reason"]
+    eventually_blocking(lambda: _status(spooling, key, "late") == "refused", PATIENCE_SECONDS)
+    reason = spooling.request("GET", "/v1/ingest/late", key=key).json()["reason"]
     assert (reason["code"], reason["param"]) == ("expired", "deadline")
-    told = eventually_blocking(lambda: records(platform, f"refused.{tenant}", tenant), PATIENCE_SECONDS)
+    told = eventually_blocking(lambda: records(spooling, f"refused.{tenant}", tenant), PATIENCE_SECONDS)
     assert [data["refused_id"] for _, data in told] == ["late"]
-    assert rows(platform, ORIGINS, tenant) == []
-    _drained(platform)
+    assert rows(spooling, ORIGINS, tenant) == []
+    _drained(spooling)
 
 
-def _age(platform: Platform, by: timedelta) -> None:
+def _age(spooling: Platform, by: timedelta) -> None:
     """Makes everything in the spool of a dead gateway older."""
-    (file,) = Path(platform.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]).glob("*.spool")
+    (file,) = Path(spooling.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]).glob("*.spool")
     data = file.read_bytes()
     sync = data[len(spool.MAGIC) : spool.HEADER_BYTES]
     aged = [replace(frame.event, accepted_at=frame.event.accepted_at - by) for frame in spool.recover(data).frames]
@@ -291,18 +291,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_503_and_what_it_took_arrives(platform: Platform, tenant: str, key: str, small_disk: Path) -> None:
-    gateway = platform.processes["gateway"]
-    folder = platform.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]
-    _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=str(small_disk / "spool"), TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(8 * FULL_AFTER))
+def test_a_full_disk_is_503_and_what_it_took_arrives(spooling: Platform, tenant: str, key: str, small_disk: Path) -> None:
+    gateway = spooling.processes["gateway"]
+    folder = spooling.settings["TESSERA_GATEWAY__SPOOL__FOLDER"]
+    _restart(spooling, TESSERA_GATEWAY__SPOOL__FOLDER=str(small_disk / "spool"), TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(8 * FULL_AFTER))
     _joined(gateway)
     try:
-        with _away(platform):
-            promised = _filled(platform, key)
-            assert "the spool cannot write" in (platform.home / "logs" / "gateway.log").read_text(encoding="utf-8")
+        with _away(spooling):
+            promised = _filled(spooling, key)
+            assert "the spool cannot write" in (spooling.home / "logs" / "gateway.log").read_text(encoding="utf-8")
         assert promised
-        _arrived(platform, tenant, promised)
-        _drained(platform)
+        _arrived(spooling, tenant, promised)
+        _drained(spooling)
     finally:
-        _restart(platform, TESSERA_GATEWAY__SPOOL__FOLDER=folder, TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(FULL_AFTER))
+        _restart(spooling, TESSERA_GATEWAY__SPOOL__FOLDER=folder, TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES=str(FULL_AFTER))
         _joined(gateway)

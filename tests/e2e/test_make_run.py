@@ -95,7 +95,7 @@ def test_a_second_run_reuses_everything(command: Command, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "victims", [("supervisord",), ("kafka", "memory"), ("postgres", "gateway-1"), ("supervisord", "kafka", "postgres", "redis")]
+    "victims", [("supervisord",), ("kafka", "memory", "postgres", "gateway-1"), ("supervisord", "kafka", "postgres", "redis")]
 )
 def test_it_recovers_from_kills(command: Command, home: Path, victims: tuple[str, ...]) -> None:
     key = _exports(command)["TESSERA_API_KEY"]

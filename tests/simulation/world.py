@@ -446,7 +446,7 @@ class World:
             yield
 
     def _feed(
-        self, kafka: KafkaSettings, client_id: str, group: str, *, topics: Any, pattern: Any, listener: Any, receive: Any, hurried: bool
+        self, kafka: KafkaSettings, client_id: str, group: str, *, topics: Any, pattern: Any, listener: Any, receive: Any
     ) -> Any:
         read = topics or (INPUT,)
         return SimulatedFeed(SimulatedConsumer(self.cluster, kafka, client_id, group, tuple(read), listener=listener, receive=receive))

@@ -35,6 +35,7 @@ def anomalies(found: Findings) -> dict[str, int]:
         {"outgoing": None},
         {"effects": IDS[::-1], "outgoing": told(*IDS[::-1]), "ordered": False},
         {"outgoing": told(*IDS[::-1]), "outgoing_ordered": False},
+        {"effects": IDS[::-1], "effects_ordered": False},
     ],
     ids=["plain", "keys interleaved", "repeated on the wire", "refused", "unacknowledged", "sent twice", "silent", "free", "apart"],
 )

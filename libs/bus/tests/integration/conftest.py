@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import structlog
 
 from tessera.bus import Bus
 from tessera.contracts.errors import FatalError
@@ -32,15 +31,6 @@ def probe() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def plain_logs() -> Iterator[None]:
-    """Without a configuration structlog draws every traceback with all its variables, which takes seconds."""
-    before = structlog.get_config()
-    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.configure(**before)
 
 
 class RunningBus:

@@ -20,6 +20,7 @@ from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 
 from tessera.bus.broken import tell_broken_connections
+from tessera.bus.fetching import wait_long_while_idle
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.unreadable import read_every_header_name
@@ -38,10 +39,16 @@ tell_broken_connections()
 class PatientConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """Waits for records itself: FastStream's batch loop sleeps as long as it waited whenever a poll came back empty."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, idle_fetch_wait_ms: int, **options: Any) -> None:
         super().__init__(**options)
+        self._idle_fetch_wait_ms = idle_fetch_wait_ms
         self.turned_at = time.monotonic()
         """When a poll last came back, with records or without. It does not while partitions are being assigned anew."""
+
+    async def start(self) -> None:
+        """As in aiokafka."""
+        await super().start()
+        wait_long_while_idle(self, idle_milliseconds=self._idle_fetch_wait_ms)
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
@@ -71,7 +78,12 @@ class PatientBroker(KafkaBroker):
             graceful_timeout=1.0,
         )
         self.client_id = client_id
-        self._connection_options = {**kafka.connection(client_id), **options}
+        self._consumer_options = {
+            **kafka.connection(client_id),
+            "fetch_max_wait_ms": kafka.fetch_max_wait_milliseconds,
+            "idle_fetch_wait_ms": kafka.idle_fetch_wait_milliseconds,
+            **options,
+        }
 
     async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
         await super()._connect()
@@ -79,7 +91,7 @@ class PatientBroker(KafkaBroker):
         return self._consumer
 
     def _consumer(self, **options: Any) -> AIOKafkaConsumer:
-        return PatientConsumer(**{**options, **self._connection_options})
+        return PatientConsumer(**{**options, **self._consumer_options})
 
 
 class Feed:
@@ -129,7 +141,6 @@ def group_feed(
     pattern: str | None,
     listener: ConsumerRebalanceListener,
     receive: Receive,
-    hurried: bool,
 ) -> Feed:
     """A feed in consumer group `group` over `topics` or `pattern` (names on the cluster)."""
     # Only a pattern has to look for new topics, and what it asks for is the metadata of the whole cluster.
@@ -146,7 +157,6 @@ def group_feed(
         session_timeout_ms=int(kafka.session_timeout_seconds * 1000),
         rebalance_timeout_ms=int(kafka.rebalance_timeout_seconds * 1000),
         max_records=max(500, kafka.batch_records),
-        fetch_max_wait_ms=_fetch_wait(kafka, hurried=hurried),
     )
 
 
@@ -158,7 +168,6 @@ def partition_feed(
     *,
     from_beginning: bool,
     receive: Receive,
-    hurried: bool = False,
 ) -> Feed:
     """A feed of exactly these partitions of one topic, outside groups."""
     return _feed(
@@ -168,12 +177,7 @@ def partition_feed(
         partitions=[DeclaredPartition(kafka.physical(topic), number) for number in partitions],
         auto_offset_reset="earliest" if from_beginning else "latest",
         max_records=500,
-        fetch_max_wait_ms=_fetch_wait(kafka, hurried=hurried),
     )
-
-
-def _fetch_wait(kafka: KafkaSettings, *, hurried: bool) -> int:
-    return kafka.fetch_max_wait_milliseconds if hurried else kafka.idle_fetch_wait_milliseconds
 
 
 def _feed(broker: PatientBroker, receive: Receive, topics: tuple[str, ...], **options: Any) -> Feed:

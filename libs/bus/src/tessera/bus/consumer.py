@@ -257,7 +257,6 @@ class Consumer:
             pattern=pattern,
             listener=membership,
             receive=membership.receive,
-            hurried=self.name == TrafficClass.CHAT,
         )
 
     def _subscription(self, topics: Iterable[Topic]) -> tuple[tuple[str, ...], str | None]:

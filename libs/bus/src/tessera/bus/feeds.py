@@ -34,14 +34,12 @@ class PartitionFeed:
         from_beginning: bool,
         receive: Receive,
         kafka_answers: Callable[[], Coroutine[Any, Any, None]],
-        hurried: bool = False,
     ) -> None:
         self._kafka = kafka
         self._client_id = client_id
         self._topic = topic
         self._partitions = partitions
         self._from_beginning = from_beginning
-        self._hurried = hurried
         self._receive = receive
         self._next: dict[TopicPartition, int] = {}
         self._receiving = False
@@ -90,7 +88,6 @@ class PartitionFeed:
             self._partitions,
             from_beginning=self._from_beginning,
             receive=receive,
-            hurried=self._hurried,
         )
         return made
 

@@ -207,7 +207,9 @@ async def _told(outcomes: asyncio.Future[T]) -> T:
             _log.warning("outbox relay waits", error="Kafka has not acknowledged what was sent")
         return outcomes.result()
     finally:
-        outcomes.cancel()
+        if not outcomes.done():
+            outcomes.cancel()
+            await asyncio.gather(outcomes, return_exceptions=True)
 
 
 def _partition(row: Row[Any], partitions: Sequence[int]) -> int:

@@ -59,7 +59,6 @@ class Requests:
             from_beginning=False,
             receive=self._receive,
             kafka_answers=publisher.ping,
-            hurried=True,
         )
 
     @property

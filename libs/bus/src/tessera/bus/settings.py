@@ -93,9 +93,9 @@ class KafkaSettings(BaseModel):
     rebalance_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """A member that takes longer to drain is left behind; must exceed the drain deadline, and be below the platform's grace period."""
     fetch_max_wait_milliseconds: Annotated[int, Field(ge=1)] = 50
-    """Longest wait of a fetch on the path of a chat: while one partition is slow, the others wait this long."""
-    idle_fetch_wait_milliseconds: Annotated[int, Field(ge=1)] = 500
-    """The same for everything else. A fetch returns at once when there is something; a short wait only costs processor time."""
+    """Longest wait of a fetch that leaves a partition out because it is slow: so long that one waits once it goes on."""
+    idle_fetch_wait_milliseconds: Annotated[int, Field(ge=1)] = 1_000
+    """The same of a fetch that leaves nothing out. It returns at once when there is something; a short wait only costs processor time."""
     batch_records: Annotated[int, Field(ge=1, le=5_000)] = 200
     """Most events in one transaction."""
     partitions_in_flight: Annotated[int, Field(ge=1, le=16)] = 2

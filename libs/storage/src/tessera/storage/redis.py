@@ -4,7 +4,7 @@ import ssl
 from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import SSLConnection
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -29,13 +29,30 @@ def redis_client(settings: RedisSettings) -> Redis:
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
         health_check_interval=15,
     )
+    if pool.connection_class is Connection:
+        pool.connection_class = _PlainConnection
     if settings.is_encrypted:
         pool.connection_class = _EncryptedConnection
         pool.connection_kwargs["context"] = settings.tls.context()
     return Redis.from_pool(pool)
 
 
-class _EncryptedConnection(SSLConnection):  # type: ignore[misc, unused-ignore]
+class _Telling(AbstractConnection):  # type: ignore[misc, unused-ignore]
+    """A write to a connection that a reset has closed is RuntimeError on uvloop's loop and OSError, which the library expects, on asyncio's."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """As the library's, which has disconnected by the time that it raises."""
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise RedisConnectionError(f"The connection broke: {error}") from error
+
+
+class _PlainConnection(_Telling, Connection):  # type: ignore[misc, unused-ignore]
+    """Over TCP."""
+
+
+class _EncryptedConnection(_Telling, SSLConnection):  # type: ignore[misc, unused-ignore]
     """Uses our context: the library's own trusts the system's authorities beside the given one, and never looks at the files again."""
 
     def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:

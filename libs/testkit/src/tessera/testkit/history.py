@@ -62,6 +62,8 @@ class History:
     """What is still to be done, in words."""
     ordered: bool = True
     """False where the catalogue promises no order."""
+    effects_ordered: bool = True
+    """False where the order of commits within a transaction cannot be read from what is stored: then `outgoing` tells the order."""
     outgoing_ordered: bool = True
     """False where `outgoing` was read from several partitions that share keys, or no order is promised."""
 
@@ -124,7 +126,7 @@ def _doubled_effects(history: History) -> Iterator[str]:
 
 
 def _reordered_effects(history: History) -> Iterator[str]:
-    return _inversions(history, history.effects, "applied") if history.ordered else iter(())
+    return _inversions(history, history.effects, "applied") if history.ordered and history.effects_ordered else iter(())
 
 
 def _aborted_effects(history: History) -> Iterator[str]:

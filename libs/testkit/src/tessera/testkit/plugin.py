@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 
 import pytest
+import structlog
 
 from tessera.testkit.databases import PostgresDatabase, new_database
 from tessera.testkit.events import unique_kafka_prefix
@@ -116,6 +117,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the clock, and the mark that means something only under pytest-xdist."""
     config.addinivalue_line("markers", "xdist_group: which worker a test goes to, under pytest-xdist")
     config.pluginmanager.register(_Clock(config))
+    # Without a configuration structlog draws every traceback with all its variables, which takes seconds.
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

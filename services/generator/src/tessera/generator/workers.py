@@ -33,6 +33,8 @@ _log = get_logger(__name__)
 
 _REASONS: Final[dict[str, Problem]] = {"cancelled": CANCELLED, "expired": EXPIRED, "abandoned": ABANDONED}
 
+_RENEW_AGAIN: Final = timedelta(seconds=1)
+"""After a lease could not be renewed: the reason to look (a cancellation) may be there still."""
 _FINISHING: Final = RetryPolicy(attempts=5, initial=timedelta(milliseconds=200), maximum=timedelta(seconds=2))
 """A finished generation was paid for: a short trouble of the store must not lose it."""
 
@@ -181,15 +183,17 @@ class JobRunner:
 
     async def _hold(self, job: Job) -> None:
         """Prolongs the lease until it is lost or the job cancelled; a store that cannot be reached is asked again."""
-        changed = self._signals.running(job)
+        changed, pause = self._signals.running(job), self._policy.heartbeat
         while True:
-            await first_of(self._policy.heartbeat, changed)
+            await first_of(pause, changed)
             changed.clear()
             try:
                 state = await self._store.renew(job, self._policy.lease)
             except (RetryableError, CircuitOpenError) as error:
                 _log.warning("generation_lease_not_renewed", generation_id=job.generation_id, error=str(error))
+                pause = min(self._policy.heartbeat, _RENEW_AGAIN)
                 continue
+            pause = self._policy.heartbeat
             if state == "cancelled":
                 raise GenerationCancelledError
             if state == "lost":
@@ -240,7 +244,10 @@ class Lane:
             return await self._store.claim(self._engine.name, free, self._policy.lease, shares)
         except (RetryableError, CircuitOpenError) as error:
             _log.warning("generation_claim_failed", provider=self._engine.name, error=str(error))
-            return ()
+        except Exception:  # noqa: BLE001
+            # The lane would end, and give back what runs: no generation may pay for what is wrong with a look for more.
+            _log.exception("generation_claim_failed", provider=self._engine.name)
+        return ()
 
     def _start(self, job: Job) -> None:
         task = asyncio.create_task(self._runner.run(job, self._engine), name=f"generation {job.generation_id}")

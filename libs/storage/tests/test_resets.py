@@ -1,0 +1,114 @@
+"""Connections that are reset at any byte, on the loop that services run on: callers meet errors that say so, and afterwards all is well."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import uvloop
+from redis.exceptions import RedisError
+from sqlalchemy import text
+
+from tessera.resilience import CircuitOpenError
+from tessera.storage import (
+    Database,
+    PostgresSettings,
+    RedisSettings,
+    StorageConflictError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+    redis_client,
+)
+from tessera.testkit.fault_proxy import FAIR, FaultProxy, Weather
+from tessera.testkit.stack import Stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
+_OURS = (StorageUnavailableError, StorageConflictError, StorageTimeoutError, CircuitOpenError)
+_SECONDS = 8.0
+
+
+def behind(port: int) -> FaultProxy:
+    proxy = FaultProxy(port)
+    proxy.start()
+    return proxy
+
+
+def hammered(
+    proxy: FaultProxy, work: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]], expected: tuple[type[Exception], ...]
+) -> list[BaseException]:
+    """Runs `work` in several tasks under resets, then once more in fair weather; what it raised beside what is expected."""
+    odd: list[BaseException] = []
+
+    async def again_and_again(until: float) -> None:
+        while time.monotonic() < until:
+            try:
+                await work()
+            except expected:
+                await asyncio.sleep(0.01)
+            except Exception as error:
+                odd.append(error)
+                await asyncio.sleep(0.01)
+
+    async def storm(until: float) -> None:
+        randomness = random.Random(7)
+        while time.monotonic() < until:
+            await asyncio.to_thread(proxy.reset_all)
+            await asyncio.to_thread(proxy.turn, Weather(resets_after_bytes=randomness.randint(300, 6_000)))
+            await asyncio.sleep(randomness.uniform(0.02, 0.3))
+        await asyncio.to_thread(proxy.turn, FAIR)
+
+    async def run() -> None:
+        await work()
+        until = time.monotonic() + _SECONDS
+        await asyncio.gather(storm(until), *(again_and_again(until) for _ in range(8)))
+        deadline = time.monotonic() + 20
+        for _ in range(30):
+            while True:
+                try:
+                    await work()
+                    break
+                except expected:
+                    assert time.monotonic() < deadline, "it does not recover"
+                    await asyncio.sleep(0.1)
+        await close()
+
+    uvloop.run(run())
+    return odd
+
+
+def test_postgres(postgres: PostgresSettings) -> None:
+    proxy = behind(postgres.port)
+    settings = postgres.model_copy(update={"port": proxy.port})
+    database = Database("sample", settings)
+
+    async def work() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(text("SELECT repeat('x', 500)"))
+            await connection.execute(text("SELECT 1"))
+        async with database.statements() as connection:
+            await connection.execute(text("SELECT repeat('y', 700)"))
+
+    try:
+        odd = hammered(proxy, work, database.close, _OURS)
+    finally:
+        proxy.stop()
+    assert not odd, odd[:3]
+
+
+def test_redis(stack: Stack) -> None:
+    port = urlsplit(stack.redis_url).port
+    assert port is not None
+    proxy = behind(port)
+    client = redis_client(RedisSettings(url=stack.redis_url.replace(f":{port}", f":{proxy.port}")))
+
+    async def work() -> None:
+        await client.set("resets", b"v" * 300, ex=60)
+        await client.get("resets")
+
+    try:
+        odd = hammered(proxy, work, client.aclose, (RedisError,))
+    finally:
+        proxy.stop()
+    assert not odd, odd[:3]
