@@ -1,6 +1,6 @@
 """The hashed lock files that are committed: versions and hashes, no registry.
 
-    python deploy/tools/locks.py write [UV]    resolves with uv and writes every lock
+    python deploy/tools/locks.py write [UV]    resolves with uv (that of the environment) and writes every lock
     python deploy/tools/locks.py check         exit 1 where one is stale, unhashed or names a host; needs no network
 
 `requirements.lock` holds everything that development needs; each service, the client and the testkit have one of their
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from tessera.local.setup import uv_program
 
 ROOT = Path(__file__).parents[2]
 _HEADER = "# dependency tables: sha256 "
@@ -76,7 +78,7 @@ def _unhashed(text: str) -> list[str]:
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code."""
     if arguments[:1] == ["write"]:
-        write(arguments[1] if len(arguments) > 1 else "uv")
+        write(arguments[1] if len(arguments) > 1 else uv_program())
     found = problems()
     sys.stderr.writelines(f"{problem}\n" for problem in found)
     return 1 if found else 0

@@ -227,7 +227,7 @@ def _parked(application: Application, name: str) -> Iterator[None]:
         'INSERT INTO memory.parked (consumer, topic, partition, "offset", tenant_id, identity, state, code, message, headers, value, '
         f"record_milliseconds) SELECT place.*, $2, m.origin_digest, 'stuck', 'dependency_unavailable', 'away', '[]', '', 1 FROM ({place}) "
         "place, memory.memory m WHERE m.origin_id = $3 "
-        "ON CONFLICT (consumer, topic, partition, \"offset\") DO UPDATE SET identity = excluded.identity, state = excluded.state, "
+        'ON CONFLICT (consumer, topic, partition, "offset") DO UPDATE SET identity = excluded.identity, state = excluded.state, '
         "code = excluded.code, headers = excluded.headers, value = excluded.value, record_milliseconds = excluded.record_milliseconds"
     )
     _execute(platform, insert, f"ingest.{TENANT}", TENANT, name)

@@ -368,7 +368,8 @@ def test_the_printed_lines_give_the_same_rights(table: Table, tmp_path: Path) ->
     )
     program = tmp_path / "kafka-acls.sh"
     java = shutil.which("java")
-    program.write_text(f'#!/bin/sh\nexec {java} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "{cached_distribution().class_path}" org.apache.kafka.tools.AclCommand "$@"\n')
+    quick, classes = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", cached_distribution().class_path
+    program.write_text(f'#!/bin/sh\nexec {java} {quick} -cp "{classes}" org.apache.kafka.tools.AclCommand "$@"\n')
     program.chmod(0o700)
     for line in command_lines(grants, kafka.bootstrap_servers):
         done = subprocess.run(["sh", "-c", f"./{line}"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -445,9 +445,7 @@ class World:
             patches.enter_context(patch.object(tessera.resilience.retry, "_RANDOM", random.Random(f"pauses {self.plan.seed}")))
             yield
 
-    def _feed(
-        self, kafka: KafkaSettings, client_id: str, group: str, *, topics: Any, pattern: Any, listener: Any, receive: Any
-    ) -> Any:
+    def _feed(self, kafka: KafkaSettings, client_id: str, group: str, *, topics: Any, pattern: Any, listener: Any, receive: Any) -> Any:
         read = topics or (INPUT,)
         return SimulatedFeed(SimulatedConsumer(self.cluster, kafka, client_id, group, tuple(read), listener=listener, receive=receive))
 

@@ -92,7 +92,7 @@ def test_without_venv_the_message_says_what_to_install(checkout: Path, monkeypat
     monkeypatch.setattr(setup, "cache", lambda: checkout / "cache")
     monkeypatch.setattr(setup, "_run", _refuse)
     with pytest.raises(LocalError, match=r"install it .*python3-venv"):
-        setup._uv()
+        setup.uv_program()
 
 
 def test_missing_tools_are_local_errors() -> None:

@@ -59,7 +59,7 @@ def setup() -> int:
     started = time.monotonic()
     sys.stdout.write(f"Setting up the Python environment in {ENVIRONMENT.name} (some hundred megabytes the first time)\n")
     sys.stdout.flush()
-    _install(_uv())
+    _install(uv_program())
     _STAMP.write_text(wanted)
     sys.stdout.write(f"  environment ready in {time.monotonic() - started:.1f} s\n")
     return 0
@@ -89,8 +89,8 @@ def _install(uv: str) -> None:
     _run(uv, "pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", *editable)
 
 
-def _uv() -> str:
-    """uv from the PATH, else fetched into the cache."""
+def uv_program() -> str:
+    """uv from the PATH, else fetched into the cache. Raises LocalError. Blocks."""
     private = cache() / "uv" / "bin" / "uv"
     found = shutil.which("uv") or (str(private) if private.exists() else None)
     if found is None:

@@ -1,4 +1,4 @@
-"""How long a fetch may wait at the broker: long where nothing is left out of it, which costs an idle consumer and its broker next to nothing.
+"""How long a fetch may wait at the broker: long where nothing is left out of it, so that an idle consumer costs next to nothing.
 
 A fetch returns at once when one of its partitions has a record, so waiting costs nothing then. It does where a partition was left out
 because its records wait to be taken or it is paused: once it goes on, it has to wait until the fetch without it comes back.

@@ -38,7 +38,7 @@ def redis_client(settings: RedisSettings) -> Redis:
 
 
 class _Telling(AbstractConnection):  # type: ignore[misc, unused-ignore]
-    """A write to a connection that a reset has closed is RuntimeError on uvloop's loop and OSError, which the library expects, on asyncio's."""
+    """Writing to a connection that a reset has closed is RuntimeError on uvloop's loop; the library expects OSError, as on asyncio's."""
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """As the library's, which has disconnected by the time that it raises."""
