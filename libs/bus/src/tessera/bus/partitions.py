@@ -82,6 +82,8 @@ class PartitionLoop(ABC):
         self._high_water = high_water
         self._commit_every = commit_every
         self._committed: int | None = None
+        self._moved = asyncio.Event()
+        """Set by a mode whenever `_finished` has changed: there is something to commit."""
         self._on_fatal = on_fatal
         self._queue: deque[Record] = deque()
         self._arrived = asyncio.Event()
@@ -260,6 +262,9 @@ class PartitionLoop(ABC):
     async def _keep_committing(self) -> None:
         failures = 0
         while True:
+            if not failures:
+                await self._moved.wait()
+                self._moved.clear()
             pause = BACKOFF.pause(failures) if failures else self._commit_every
             await asyncio.sleep(pause.total_seconds())
             failures = 0 if await self._commit_finished() else failures + 1

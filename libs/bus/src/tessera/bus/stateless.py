@@ -198,6 +198,7 @@ class StatelessLoop(PartitionLoop):
     def _finish(self, record: Record) -> None:
         faults.reach(faults.EMITTED_BEFORE_OFFSET)
         self._head.finish(record.offset)
+        self._moved.set()
         self.handled_at = time.monotonic()
         metrics.BUS_CONSUMED.labels(consumer=self.assignment.group, topic=self.assignment.topic.name).inc()
 

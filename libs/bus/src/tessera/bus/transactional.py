@@ -167,6 +167,7 @@ class TransactionalLoop(PartitionLoop):
         self._check_bounds(stored, start, end)
         waiting = await self._waiting()
         self._position, self._located = stored, True
+        self._moved.set()
         self._index.load(waiting)
         self._suspect(mark)
         if self._is_assigned():
@@ -344,6 +345,7 @@ class TransactionalLoop(PartitionLoop):
     def _finish(self, batch: Sequence[Record], applied: Applied) -> None:
         done, left = batch[: applied.handled], batch[applied.handled :]
         self._position, self._marked = done[-1].offset + 1, None
+        self._moved.set()
         for entry in applied.parked:
             self._index.add(entry)
         for record in done:
@@ -407,6 +409,7 @@ class TransactionalLoop(PartitionLoop):
             "fenced: another replica handled this partition", partition=str(self.assignment.partition), stored=stored, ours=self._position
         )
         self._position = stored
+        self._moved.set()
         self._index.load(waiting)
 
     # --- parked events ----------------------------------------------------------------------------
