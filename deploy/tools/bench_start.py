@@ -1,4 +1,4 @@
-"""`make bench-start`: how long a newcomer waits. Clones HEAD, then `make run` cold, `make run` warm, `make stop`.
+"""`make bench-start`: how long a newcomer waits. Clones HEAD, then `make run` cold, `make run` warm, idle for a while, `make stop`.
 
 Progress on stderr, one JSON line last on stdout. Cold means an empty clone with a state folder of its own, downloads
 included; this user's caches of pip, uv and Maven are used as they are, and `caches` says how many there were.
@@ -16,7 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
+_SETTLING_SECONDS = 15.0
+_IDLE_SECONDS = 20.0
 
 
 def timed(folder: Path, *command: str) -> tuple[float, float, str]:
@@ -39,6 +43,29 @@ def tour_seconds(output: str) -> float | None:
     return float(told.group(1)) if told else None
 
 
+def idle_cores(clone: Path) -> float:
+    """Processor time per second of everything that was started from a folder, servers among it, while nobody asks for anything. Blocks."""
+    running = [process for process in psutil.process_iter() if _belongs(process, clone)]
+    before = sum(_cpu_seconds(process) for process in running)
+    time.sleep(_IDLE_SECONDS)
+    return round((sum(_cpu_seconds(process) for process in running) - before) / _IDLE_SECONDS, 3)
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("PWD", "").startswith(str(folder)) or any(str(folder) in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
 def main() -> int:
     """The command line; returns the exit code."""
     caches = [
@@ -50,6 +77,9 @@ def main() -> int:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         cold, cold_cpu, first = timed(clone, "make", "run")
         warm, warm_cpu, second = timed(clone, "make", "run")
+        time.sleep(_SETTLING_SECONDS)
+        idle = idle_cores(clone)
+        sys.stderr.write(f"idle: {idle} cores\n")
         tour_cold, tour_warm = tour_seconds(first), tour_seconds(second)
     finally:
         subprocess.run(["make", "stop"], cwd=clone, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -63,6 +93,7 @@ def main() -> int:
         "warm_cpu_s": warm_cpu,
         "tour_cold_s": tour_cold,
         "tour_warm_s": tour_warm,
+        "idle_cores": idle,
         "caches": len(caches),
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg()},
     }

@@ -59,7 +59,7 @@ def key(spooling: Platform, tenant: str) -> str:
 
 
 def _joined(gateway: ServiceProcess) -> None:
-    """Waits until it has found Kafka and reads from it. With a spool it is ready before; a Kafka that dies while it joins ends it."""
+    """Waits until it has found Kafka and reads from it. With a spool it is ready before."""
 
     def look() -> bool:
         status, body = gateway.get_admin("/health/ready")

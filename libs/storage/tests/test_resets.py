@@ -6,8 +6,10 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import uvloop
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy import text
 
@@ -35,10 +37,45 @@ def behind(port: int) -> FaultProxy:
     return proxy
 
 
+def resets(proxy: FaultProxy) -> Callable[[float], Awaitable[None]]:
+    """Resets everything again and again, and each connection after so many bytes; fair weather in the end."""
+
+    async def storm(until: float) -> None:
+        randomness = random.Random(7)
+        while time.monotonic() < until:
+            await asyncio.to_thread(proxy.reset_all)
+            await asyncio.to_thread(proxy.turn, Weather(resets_after_bytes=randomness.randint(300, 6_000)))
+            await asyncio.sleep(randomness.uniform(0.02, 0.3))
+        await asyncio.to_thread(proxy.turn, FAIR)
+
+    return storm
+
+
+def ended_sessions(admin_url: str, database: str) -> Callable[[float], Awaitable[None]]:
+    """Postgres ends every session again and again, and now and then lets nobody in; open in the end."""
+
+    async def storm(until: float) -> None:
+        admin = await asyncpg.connect(admin_url)
+        allowed = True
+        try:
+            while time.monotonic() < until or not allowed:
+                allowed = not allowed
+                await admin.execute(f'ALTER DATABASE "{database}" WITH ALLOW_CONNECTIONS {str(allowed).lower()}')
+                await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database)
+                await asyncio.sleep(0.15)
+        finally:
+            await admin.close()
+
+    return storm
+
+
 def hammered(
-    proxy: FaultProxy, work: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]], expected: tuple[type[Exception], ...]
+    storm: Callable[[float], Awaitable[None]],
+    work: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    expected: tuple[type[Exception], ...],
 ) -> list[BaseException]:
-    """Runs `work` in several tasks under resets, then once more in fair weather; what it raised beside what is expected."""
+    """Runs `work` in several tasks under the storm, then once more in fair weather; what it raised beside what is expected."""
     odd: list[BaseException] = []
 
     async def again_and_again(until: float) -> None:
@@ -50,14 +87,6 @@ def hammered(
             except Exception as error:  # noqa: BLE001 - it is what is looked for
                 odd.append(error)
                 await asyncio.sleep(0.01)
-
-    async def storm(until: float) -> None:
-        randomness = random.Random(7)
-        while time.monotonic() < until:
-            await asyncio.to_thread(proxy.reset_all)
-            await asyncio.to_thread(proxy.turn, Weather(resets_after_bytes=randomness.randint(300, 6_000)))
-            await asyncio.sleep(randomness.uniform(0.02, 0.3))
-        await asyncio.to_thread(proxy.turn, FAIR)
 
     async def run() -> None:
         await work()
@@ -78,10 +107,8 @@ def hammered(
     return odd
 
 
-def test_postgres(postgres: PostgresSettings) -> None:
-    proxy = behind(postgres.port)
-    settings = postgres.model_copy(update={"port": proxy.port})
-    database = Database("sample", settings)
+def asking(database: Database) -> Callable[[], Awaitable[None]]:
+    """A transaction of two statements and a statement by itself."""
 
     async def work() -> None:
         async with database.transaction() as connection:
@@ -90,8 +117,21 @@ def test_postgres(postgres: PostgresSettings) -> None:
         async with database.statements() as connection:
             await connection.execute(text("SELECT repeat('y', 700)"))
 
+    return work
+
+
+def test_postgres_whose_sessions_end(postgres: PostgresSettings, admin_url: SecretStr) -> None:
+    database = Database("sample", postgres)
+    storm = ended_sessions(admin_url.get_secret_value(), postgres.database)
+    odd = hammered(storm, asking(database), database.close, _OURS)
+    assert not odd, odd[:3]
+
+
+def test_postgres(postgres: PostgresSettings) -> None:
+    proxy = behind(postgres.port)
+    database = Database("sample", postgres.model_copy(update={"port": proxy.port}))
     try:
-        odd = hammered(proxy, work, database.close, _OURS)
+        odd = hammered(resets(proxy), asking(database), database.close, _OURS)
     finally:
         proxy.stop()
     assert not odd, odd[:3]
@@ -108,7 +148,7 @@ def test_redis(stack: Stack) -> None:
         await client.get("resets")
 
     try:
-        odd = hammered(proxy, work, client.aclose, (RedisError,))
+        odd = hammered(resets(proxy), work, client.aclose, (RedisError,))
     finally:
         proxy.stop()
     assert not odd, odd[:3]

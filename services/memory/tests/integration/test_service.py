@@ -279,10 +279,10 @@ async def test_embeddings(kafka: Conversation, tenant: str) -> None:
 
 async def test_repeated_events_add_nothing(kafka: Conversation, tenant: str) -> None:
     await kafka.declare(tenant)
-    event_id = await kafka.tell("ingest", message("Said once."), tenant)
-    await kafka.tell("ingest", message("Said once."), tenant, id=event_id)
-    await kafka.tell("ingest", message("Another body."), tenant, id=event_id)
-    last = await kafka.tell("ingest", message("The last word."), tenant, id=f"{event_id}-last")
+    event_id = await kafka.tell("ingest", message("Said once."), tenant, key=b"c")  # one after the other, in one partition
+    await kafka.tell("ingest", message("Said once."), tenant, id=event_id, key=b"c")
+    await kafka.tell("ingest", message("Another body."), tenant, id=event_id, key=b"c")
+    last = await kafka.tell("ingest", message("The last word."), tenant, id=f"{event_id}-last", key=b"c")
     await kafka.searchable(last, tenant)
 
     recorded = await kafka.heard("memory.recorded", tenant, MemoryRecorded, 2)

@@ -21,7 +21,7 @@ from tessera.bus.broker import Feed, end_stuck, group_feed
 from tessera.bus.caution import HandlerLimits, LetterGuard, LetterLimit
 from tessera.bus.emitting import Emitter
 from tessera.bus.events import Received
-from tessera.bus.partitions import Assignment, Gate, PartitionLoop
+from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
 from tessera.bus.publisher import Publisher, as_retryable
 from tessera.bus.quarantine import Quarantine
 from tessera.bus.records import Record
@@ -35,6 +35,7 @@ from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import Mode, Topic, TrafficClass, catalogued, consumer_group
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.contracts.events import ConsumerStatus, ParkedDecision, StuckEvent
+from tessera.resilience import retrying
 from tessera.storage import Database
 from tessera.telemetry import get_logger, metrics
 
@@ -144,11 +145,14 @@ class Consumer:
 
     # --- life -------------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Joins the group. Returns when partitions are assigned. Raises ValueError when a type on a topic has no handler."""
+        """Joins the group, however long Kafka is away. Returns when partitions are assigned.
+
+        Raises ValueError when a type on a topic has no handler.
+        """
         topics = self._registry.topics()
         if any(self._mode(topic) is Mode.TRANSACTIONAL for topic in topics) and self._around.database is None:
             raise ValueError(f"{self._group} has transactional handlers but the service has no Postgres")
-        await self._join()
+        await retrying(BACKOFF, PASSING)(self._join)
         self._watch.start()
 
     async def stop(self) -> None:
@@ -159,8 +163,17 @@ class Consumer:
             await self._membership.feed.stop()
 
     async def _join(self) -> None:
-        self._membership = _Membership(self)
-        await self._membership.feed.start()
+        """Raises RetryableError; then it has to be called again."""
+        self._membership = joining = _Membership(self)
+        try:
+            with as_retryable():
+                await joining.feed.start()
+        except PASSING as error:
+            _log.warning("waiting for Kafka", consumer=self._group, error=str(error))
+            joining.over = True
+            await self._release(list(self._loops))
+            await end_stuck(joining.feed, _LEAVE_WITHIN)
+            raise
 
     async def _rejoin(self) -> None:
         """As a new member with new connections; what is in hand is drained first, as in any revocation. Raises RetryableError."""
@@ -169,8 +182,7 @@ class Consumer:
             former.over = True
             await self._release(list(self._loops))
             await end_stuck(former.feed, _LEAVE_WITHIN)
-        with as_retryable():
-            await self._join()
+        await self._join()
 
     def pause(self) -> None:
         """Takes nothing further until `resume`; what is in hand goes on."""

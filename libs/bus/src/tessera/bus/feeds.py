@@ -9,13 +9,18 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from tessera.bus.broker import Feed, PatientConsumer, Receive, end_stuck, partition_feed
+from tessera.bus.partitions import BACKOFF, PASSING
 from tessera.bus.publisher import as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.watch import Watch
+from tessera.resilience import retrying
+from tessera.telemetry import get_logger
 
 _PATIENCE: Final = timedelta(seconds=30)
 _END_WITHIN: Final = timedelta(seconds=10)
+
+_log = get_logger(__name__)
 
 
 class PartitionFeed:
@@ -60,11 +65,22 @@ class PartitionFeed:
         return self._feed.consumer
 
     async def start(self) -> None:
-        """Begins to read; returns once the place in each partition is known."""
-        await self._feed.start()
-        for partition in self.consumer.assignment():
-            self._next.setdefault(partition, int(await self.consumer.position(partition)))
+        """Begins to read; returns once the place in each partition is known, however long Kafka is away."""
+        await retrying(BACKOFF, PASSING)(self._begin)
         self._watch.start()
+
+    async def _begin(self) -> None:
+        """Raises RetryableError; then it has to be called again."""
+        try:
+            with as_retryable():
+                await self._feed.start()
+                for partition in self.consumer.assignment():
+                    self._next.setdefault(partition, int(await self.consumer.position(partition)))
+        except PASSING as error:
+            _log.warning("waiting for Kafka", topic=self._topic, error=str(error))
+            former, self._feed = self._feed, self._made()
+            await end_stuck(former, _END_WITHIN)
+            raise
 
     async def stop(self) -> None:
         """Stops reading."""

@@ -25,10 +25,12 @@ _ADVANCE = text(
 _MARK = text(
     "SELECT first_offset, last_offset, attempts FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition"
 )
+# Not worth waiting for the disk: a mark tells of a process that died, and outlives that; a Postgres that dies too may forget it.
 _SET_MARK = text(
     "INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
     "SELECT consumer, topic, partition, CAST(:first AS bigint), CAST(:last AS bigint), CAST(:attempts AS integer) FROM consumer_position "
-    "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored FOR SHARE "
+    "WHERE consumer = :consumer AND topic = :topic AND partition = :partition AND next_offset = :stored "
+    "AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR SHARE "
     "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
     "attempts = excluded.attempts, marked_at = now()"
 )

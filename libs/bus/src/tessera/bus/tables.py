@@ -13,6 +13,7 @@ from tessera.bus.codec import decode
 from tessera.bus.events import Received
 from tessera.bus.feeds import PartitionFeed
 from tessera.bus.partitions import BACKOFF, PASSING
+from tessera.bus.publisher import as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
 from tessera.contracts.base import EventData
@@ -64,10 +65,13 @@ class Table:
     async def start(self) -> None:
         """Begins to read."""
         await self._feed.start()
+        self._ends = await retrying(BACKOFF, PASSING)(self._log_ends)
+        await self._look(self._feed.consumer)
+
+    async def _log_ends(self) -> dict[TopicPartition, int]:
         consumer = self._feed.consumer
-        partitions = list(consumer.assignment())
-        self._ends = dict(await consumer.end_offsets(partitions))
-        await self._look(consumer)
+        with as_retryable():
+            return dict(await consumer.end_offsets(list(consumer.assignment())))
 
     def check_live(self) -> None:
         """Raises RetryableError when it no longer reads."""

@@ -17,6 +17,12 @@ ServiceFactory = Callable[..., ServiceProcess]
 """`service_process("memory", database=…, kafka_prefix=…, environment={…}, wait=True)`."""
 
 
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """Without a configuration structlog draws every traceback with all its variables, which takes seconds."""
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Kafka, Postgres and Redis for this run. See `tessera.testkit.stack`."""
@@ -117,8 +123,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the clock, and the mark that means something only under pytest-xdist."""
     config.addinivalue_line("markers", "xdist_group: which worker a test goes to, under pytest-xdist")
     config.pluginmanager.register(_Clock(config))
-    # Without a configuration structlog draws every traceback with all its variables, which takes seconds.
-    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
