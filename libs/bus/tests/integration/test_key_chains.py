@@ -112,6 +112,10 @@ async def test_a_failing_event_holds_up_its_key_and_the_offset_and_nothing_else(
         assert consumer.status().stuck is None
 
 
+async def _is_gone(client: AIOKafkaAdminClient, topic: str) -> bool:
+    return topic not in await client.list_topics()
+
+
 async def _is(ground: Any, offset: int) -> bool:
     return await committed(ground) == offset
 
@@ -242,6 +246,7 @@ async def test_without_its_dead_letter_topic_an_event_waits_with_backoff_and_not
         client = AIOKafkaAdminClient(bootstrap_servers=ground.kafka.bootstrap_servers)
         await client.start()
         await client.delete_topics([ground.kafka.physical(DEAD)])
+        await eventually(lambda: _is_gone(client, ground.kafka.physical(DEAD)), PATIENT)
         await client.close()
         await record(producer, "a", "a0")
         await record(producer, "b", "b0")

@@ -442,6 +442,7 @@ async def test_while_the_dead_letter_topic_is_away_the_outbox_waits_with_backoff
 
     async with handling(Handler(before)), _administrator(ground) as administrator:
         await administrator.delete_topics([name])
+        await eventually(lambda: _is_gone(administrator, name), PATIENT)
         await publish("k", "bad")
         await publish("k", "good")
         await eventually(lambda: applied(ground, "good"), PATIENT)
@@ -457,6 +458,12 @@ async def test_while_the_dead_letter_topic_is_away_the_outbox_waits_with_backoff
 @asynccontextmanager
 async def _administrator(ground: Any) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(bootstrap_servers=ground.kafka.bootstrap_servers)
-    await client.start()
-    yield client
-    await client.close()
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.close()
+
+
+async def _is_gone(administrator: AIOKafkaAdminClient, topic: str) -> bool:
+    return topic not in await administrator.list_topics()
