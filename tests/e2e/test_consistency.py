@@ -133,7 +133,7 @@ def test_an_answers_own_token_can_be_read_again(application: Application) -> Non
 
 def test_what_came_by_kafka_has_a_token_once_it_was_applied(application: Application) -> None:
     name = uuid.uuid4().hex
-    data = {"conversation_id": name, "role": "user", "content": "From a producer."}
+    data = {"conversation_id": name, "role": "user", "content": "The word of a producer."}
     attributes = {"specversion": "1.0", "id": name, "source": "/producer", "type": "tessera.message.published.v1", "tenantid": TENANT}
     headers = [(f"ce_{attribute}", value.encode()) for attribute, value in attributes.items()]
     produce(application.platform, f"ingest.{TENANT}", json.dumps(data).encode(), headers)

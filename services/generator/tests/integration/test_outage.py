@@ -72,5 +72,6 @@ async def test_a_providers_stream_goes_on_while_postgres_is_away(
     await connections.give_back()
     await others.cancel(generation_id)
     end = await others.end_of(generation_id)
-    assert (end.data["problem"]["code"], end.data["attempt"]) == ("generation_cancelled", 1)
+    told = [{key: value for key, value in record.items() if key != "exception"} for record in service.log_records()[-40:]]
+    assert (end.data["problem"]["code"], end.data["attempt"]) == ("generation_cancelled", 1), told
     assert len(upstream.requests) == 1

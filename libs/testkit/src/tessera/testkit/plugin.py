@@ -94,11 +94,16 @@ def shares_platform(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures."""
+    """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures; what takes longest comes first."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_SHARED if shares_platform(item) else item.location[0]))
     yield
-    items.sort(key=shares_platform)  # stable: the order that pytest-randomly chose stays
+    items.sort(key=_turn)  # stable: within a suite the order that pytest-randomly chose stays
+
+
+def _turn(item: pytest.Item) -> int:
+    """The platform's tests together, then suite after suite: short tests at the end keep every worker busy until then."""
+    return -1 if shares_platform(item) else SUITES.index(suite_of(item.nodeid, item.keywords))
 
 
 class _Clock:
