@@ -5,20 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tessera.testkit import Stack, platform
+from tessera.testkit import Stack
 from tessera.testkit.breakable import BreakableStack
 from tessera.testkit.platform import Platform
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Services that are killed leave no coverage behind."""
-    with platform.unmeasured():
-        yield
-
-
 @pytest.fixture(scope="module")
-def killable(unmeasured: None) -> Iterator[Stack]:
+def killable() -> Iterator[Stack]:
     """The usual stack, but of its own: its servers may be killed."""
     started = Stack()
     started.start()
@@ -27,7 +20,7 @@ def killable(unmeasured: None) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def breakable(unmeasured: None) -> Iterator[BreakableStack]:
+def breakable() -> Iterator[BreakableStack]:
     """A stack that may be killed: after a kill, Kafka first reads again whatever all tests before have written."""
     started = BreakableStack()
     started.start()

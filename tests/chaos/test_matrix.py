@@ -17,7 +17,7 @@ QUICK = ("postgres_killed", "resets")
 
 
 @pytest.fixture(scope="module")
-def world(unmeasured: None) -> Iterator[World]:
+def world() -> Iterator[World]:
     made = World(secrets.randbelow(2**31))
     made.start()
     yield made

@@ -37,7 +37,18 @@ def anomalies(found: Findings) -> dict[str, int]:
         {"outgoing": told(*IDS[::-1]), "outgoing_ordered": False},
         {"effects": IDS[::-1], "effects_ordered": False},
     ],
-    ids=["plain", "keys interleaved", "repeated on the wire", "refused", "unacknowledged", "sent twice", "silent", "free", "apart"],
+    ids=[
+        "plain",
+        "keys interleaved",
+        "repeated on the wire",
+        "refused",
+        "unacknowledged",
+        "sent twice",
+        "silent",
+        "free",
+        "apart",
+        "stored apart",
+    ],
 )
 def test_a_good_history_is_clean(changes: dict[str, object]) -> None:
     assert_clean(history(**changes))

@@ -289,7 +289,7 @@ async def test_what_others_go_on_writing_is_not_waited_for(world: World) -> None
 
 async def test_a_reader_that_may_not_wait_longer_is_told_how_far_it_is(world: World) -> None:
     assert await world.standing("never", wait=0.2) == ("behind", None)
-    assert len(world.handlers.room) == 0
+    await eventually(lambda: len(world.handlers.room) == 0)
 
 
 async def test_freshness_alone_can_be_asked_for(world: World) -> None:

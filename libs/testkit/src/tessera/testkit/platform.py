@@ -3,15 +3,13 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tessera.local.environment import SERVICES, Addresses, common_environment
 from tessera.testkit.databases import PostgresDatabase, new_database
@@ -22,15 +20,6 @@ from tessera.testkit.stack import Stack
 _PARTITIONS = 4
 _READY_SECONDS = 60
 _MIGRATING = threading.Lock()  # Alembic keeps its context in module globals
-
-
-@contextmanager
-def unmeasured() -> Iterator[None]:
-    """Processes that are started inside measure no coverage, which doubles what they cost: each service's own tests measure its lines."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
-            patched.delenv(name, raising=False)
-        yield
 
 
 @dataclass
@@ -77,9 +66,8 @@ class Platform:
         if self.stack.is_secured:
             self.command("tessera.bus.make_acls", "--apply")
         self.processes = {service: self._process(service) for service in self.services}
-        with unmeasured():
-            for process in self.processes.values():
-                process.start()
+        for process in self.processes.values():
+            process.start()
         self.wait_ready()
 
     def wait_ready(self, services: Iterable[str] | None = None) -> None:
