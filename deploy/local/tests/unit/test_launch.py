@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tessera.local.launch import EXIT_LOCKED, EXIT_PORT_TAKEN
+from tessera.local.identity import identity
+from tessera.local.launch import EXIT_LOCKED, EXIT_PORT_TAKEN, record
 from tessera.local.ports import LOOPBACK
 from tessera.local.processes import recorded
 from tessera.testkit import eventually_blocking
@@ -72,9 +73,26 @@ def test_the_record_names_the_program(tmp_path: Path) -> None:
 
 
 def test_a_reused_process_id_is_not_taken_for_the_program(tmp_path: Path) -> None:
+    file, mine = tmp_path / "record.json", identity(os.getpid())
+    file.write_text(json.dumps(mine))
+    assert recorded(file) == psutil.Process()
+    for other in ({**mine, "ticks": int(mine["ticks"]) - 1}, {**mine, "boot": "another"}):
+        file.write_text(json.dumps(other))
+        assert recorded(file) is None
+
+
+def test_a_clock_that_is_set_makes_nobody_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "record.json"
-    file.write_text(json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time() - 60}))
-    assert recorded(file) is None
+    record(file)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 0.0)
+    assert recorded(file) is not None
+
+
+def test_a_record_of_a_former_version_still_names_its_program(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    for seconds, found in ((0, psutil.Process()), (-60, None)):
+        file.write_text(json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time() + seconds}))
+        assert recorded(file) == found
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}"])

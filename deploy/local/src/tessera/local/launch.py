@@ -17,9 +17,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from tessera.local.files import replace_text
+from tessera.local.identity import identity
 from tessera.local.ports import is_free
 
 EXIT_LOCKED = 75
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def record(file: Path) -> None:
     """Note this process so that `tessera.local.processes.recorded` finds it again."""
-    replace_text(file, json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()}))
+    replace_text(file, json.dumps(identity(os.getpid())))
 
 
 def _parser() -> argparse.ArgumentParser:

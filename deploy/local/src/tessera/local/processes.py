@@ -19,8 +19,8 @@ from typing import ClassVar
 import psutil
 
 from tessera.local.errors import LocalError, NotReadyError
+from tessera.local.identity import is_same
 
-_SAME_START_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
 _LINE_LENGTH = 300
@@ -77,8 +77,7 @@ def recorded(file: Path) -> psutil.Process | None:
     try:
         known = json.loads(file.read_text())
         process = psutil.Process(known["pid"])
-        same = abs(process.create_time() - known["started"]) < _SAME_START_SECONDS
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if is_same(known) and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
         return None
 
