@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -530,12 +531,22 @@ def _ask(world: World, scene: Scene, number: int) -> None:
         time.sleep(0.5)
 
 
+def _left(connection: socket.socket) -> bool:
+    """Whether the other side has closed its connection."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
 class Upstream:
     """An OpenAI-compatible server on loopback that misbehaves by turns."""
 
     def __init__(self, randomness: random.Random) -> None:
         self.spoke: Counter[int] = Counter()
-        """By the number in the question: calls in which text was sent."""
+        """By the number in the question: calls in which text came to somebody who still listened."""
         self._randomness = randomness
         upstream = self
 
@@ -584,12 +595,14 @@ class Upstream:
         request.send_response(200)
         request.send_header("content-type", "text/event-stream")
         request.end_headers()
-        self.spoke[number] += 1
         for piece in range(5 if whole else 2):
             choice = {"index": 0, "delta": {"content": f"piece {piece} "}, "finish_reason": None}
             request.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
             request.wfile.flush()
             time.sleep(0.1)
+            if _left(request.connection):  # it lost patience while this stalled, or it was killed: nobody has read the piece
+                return
+            self.spoke[number] += piece == 0
         if whole:
             end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
             request.wfile.write(b"data: " + json.dumps(end).encode() + b"\n\ndata: [DONE]\n\n")
