@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tessera.testkit import ServiceProcess
+from chaos.observing import rows
+
+from tessera.testkit import ServiceProcess, eventually_blocking
 from tessera.testkit.platform import Platform
 
 RANDOM = "any time"
@@ -35,6 +37,13 @@ _PASSES = {"gateway": (10, 40)}
 """How often a point is passed before the death, at least and at most: a gateway that dies of its first request starves all others."""
 _USUAL_PASSES = (1, 3)
 _POLL_SECONDS = 0.05
+_SPARED_SECONDS = 60.0
+_LAST_CHANCE = 2
+"""Deaths of an event that is handled alone after which the next one would make it a dead letter, as it should (rules of the log, 14)."""
+_SUSPECTS = (
+    "SELECT 1 FROM {0}.batch_mark JOIN {0}.consumer_position USING (consumer, topic, partition) "
+    "WHERE attempts >= {1} AND last_offset >= next_offset"
+)
 
 
 @dataclass
@@ -75,6 +84,7 @@ class Reaper:
 
     def _live(self, process: ServiceProcess, point: str) -> str:
         """One life; what it died of."""
+        self._spare(process)
         passes = self.randomness.randint(*_PASSES.get(self.service, _USUAL_PASSES))
         armed = "" if point == RANDOM else f"{point}:{passes}"
         _restart(process, self.service, armed)
@@ -89,6 +99,17 @@ class Reaper:
         if process.exit_code != -signal.SIGKILL:
             raise AssertionError(f"{self.service} ended by itself with {process.exit_code}")
         return point
+
+    def _spare(self, process: ServiceProcess) -> None:
+        """Lets an event pass that has already died twice with the service: a third death would say that the event is poison."""
+        if not self._suspects():
+            return
+        _restart(process, self.service, "")
+        eventually_blocking(lambda: not self._suspects(), _SPARED_SECONDS)
+
+    def _suspects(self) -> bool:
+        marks = _TRANSACTIONAL[0] in CRASH_POINTS[self.service]
+        return marks and bool(rows(self.platform, _SUSPECTS.format(self.service, _LAST_CHANCE)))
 
 
 def deck(service: str, kills: int, randomness: random.Random) -> list[str]:

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import asyncpg
-import httpx
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
-from tessera.testkit import eventually_blocking
+from tessera.testkit import eventually_blocking, http_request
 from tessera.testkit.platform import Platform
 
 PATIENCE_SECONDS = 60.0
@@ -89,7 +88,7 @@ def records(platform: Platform, topic: str, tenant: str) -> list[tuple[str, Any]
         consumer.assign(partitions)
         found = []
         while left > 0:
-            batch = consumer.consume(500, 1.0)
+            batch = consumer.consume(min(left, 500), 1.0)  # with more it would wait out its second
             left -= len(batch)
             found.extend(batch)
     finally:
@@ -123,7 +122,7 @@ def distinct(found: Sequence[tuple[str, Any]], *, without: Sequence[str] = ()) -
 
 def counter(platform: Platform, service: str, name: str) -> float:
     """The sum of a counter over its labels, in the running process."""
-    text = httpx.get(f"{platform.processes[service].admin_url}/metrics", timeout=5).text
+    text = http_request("GET", f"{platform.processes[service].admin_url}/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     samples = families[name].samples if name in families else []
     return sum(sample.value for sample in samples if sample.name == f"{name}_total")

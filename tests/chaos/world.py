@@ -23,7 +23,9 @@ _DISK_MEGABYTES = 1024
 _QUIET = {
     "TESSERA_GATEWAY__PUBLISH_TIMEOUT_SECONDS": "2",
     "TESSERA_RETENTION__SWEEPS__LEASE_SECONDS": "3",
+    "TESSERA_RETENTION__SWEEPS__ATTEMPTS": "50",
     "TESSERA_VALIDATOR__VALIDATIONS__LEASE_SECONDS": "4",
+    "TESSERA_VALIDATOR__VALIDATIONS__ATTEMPTS": "50",
     "TESSERA_VALIDATOR__VALIDATIONS__PROLONG_SECONDS": "1",
     "TESSERA_GENERATOR__LEASE_SECONDS": "3",
     "TESSERA__DRAIN_SECONDS": "8",
@@ -32,7 +34,7 @@ _QUIET = {
     "TESSERA__TELEMETRY__TRACING": "false",
 }
 """Short leases and rebalances: what died, or is stuck, is replaced within seconds instead of a minute. Small batches: those of a batch that
-died are handled one by one."""
+died are handled one by one. Many attempts of a job: here it is not the job's fault that its worker dies."""
 
 
 @dataclass

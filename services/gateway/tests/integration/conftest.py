@@ -19,7 +19,7 @@ from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
 from tessera.contracts.events import ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
-from tessera.testkit import PostgresDatabase, ServiceProcess, Stack, eventually_blocking, new_database, unique_kafka_prefix
+from tessera.testkit import PostgresDatabase, ServiceProcess, Stack, eventually_blocking, http_client, new_database, unique_kafka_prefix
 
 Script = Callable[["Heard"], list[EventData]]
 
@@ -102,7 +102,7 @@ class Gateway:
 
     def http(self, key: str | None = None, **options: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {key or self.key}"}
-        return httpx.Client(base_url=self.process.url, headers=headers, timeout=30, **options)
+        return http_client(base_url=self.process.url, headers=headers, timeout=30, **options)
 
     def openai(self, key: str | None = None, **options: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.process.url}/v1", api_key=key or self.key, max_retries=0, **options)

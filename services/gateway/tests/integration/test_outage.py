@@ -17,7 +17,7 @@ from tessera.contracts.events import ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
-from tessera.testkit import CloudEventProducer, ServiceProcess, Stack, Wire, eventually_blocking, new_database
+from tessera.testkit import CloudEventProducer, ServiceProcess, Stack, Wire, eventually_blocking, http_request, new_database
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -37,10 +37,10 @@ class Exposed:
     """Holds the folders of the object store and of the spool."""
 
     def request(self, method: str, path: str, key: str | None = None, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.process.url + path, headers={"authorization": f"Bearer {key or self.key}"}, timeout=40, **options)
+        return http_request(method, self.process.url + path, headers={"authorization": f"Bearer {key or self.key}"}, timeout=40, **options)
 
     def health(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{self.process.admin_url}/health/ready", timeout=10).json()
+        answer: dict[str, Any] = http_request("GET", f"{self.process.admin_url}/health/ready", timeout=10).json()
         return answer
 
     def ready(self) -> dict[str, str]:
@@ -48,7 +48,7 @@ class Exposed:
 
     def breaker(self, dependency: str = "publishing") -> float:
         """What the metrics say about a breaker."""
-        told = httpx.get(f"{self.process.admin_url}/metrics", timeout=10).text
+        told = http_request("GET", f"{self.process.admin_url}/metrics", timeout=10).text
         (line,) = [line for line in told.splitlines() if line.startswith(f'tessera_breaker_open{{dependency="{dependency}"}}')]
         return float(line.rpartition(" ")[2])
 
@@ -86,7 +86,7 @@ class Exposed:
     def live(self) -> bool:
         """Whether it is there at all."""
         try:
-            return httpx.get(f"{self.process.admin_url}/health/live", timeout=10).status_code == 200
+            return http_request("GET", f"{self.process.admin_url}/health/live", timeout=10).status_code == 200
         except httpx.TransportError:
             return False
 

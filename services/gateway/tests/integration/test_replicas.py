@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tessera.contracts.events import GenerationCompleted, GenerationRequested, Usage
-from tessera.testkit import ServiceProcess, Stack, eventually_blocking
+from tessera.testkit import ServiceProcess, Stack, eventually_blocking, http_request
 
 pytestmark = pytest.mark.integration
 
@@ -82,7 +81,7 @@ def test_a_key_revoked_on_one_replica_opens_nothing_on_the_other_within_five_sec
 
     def use() -> int:
         headers = {"authorization": f"Bearer {key['key']}", "connection": "close"}
-        statuses.append(httpx.get(f"{gateway.process.url}/v1/models", headers=headers).status_code)
+        statuses.append(http_request("GET", f"{gateway.process.url}/v1/models", headers=headers).status_code)
         return statuses[-1]
 
     for _ in range(8):

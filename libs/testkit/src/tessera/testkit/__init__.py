@@ -2,6 +2,7 @@
 
 from tessera.testkit.databases import PostgresDatabase, new_database
 from tessera.testkit.events import CloudEvent, CloudEventProducer, CloudEventReader, Written, create_topics, unique_kafka_prefix
+from tessera.testkit.http import http_client, http_request
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
 from tessera.testkit.waiting import eventually, eventually_blocking
@@ -19,6 +20,8 @@ __all__ = [
     "create_topics",
     "eventually",
     "eventually_blocking",
+    "http_client",
+    "http_request",
     "new_database",
     "unique_kafka_prefix",
 ]

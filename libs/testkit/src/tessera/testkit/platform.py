@@ -14,6 +14,7 @@ import httpx
 from tessera.local.environment import SERVICES, Addresses, common_environment
 from tessera.testkit.databases import PostgresDatabase, new_database
 from tessera.testkit.events import unique_kafka_prefix
+from tessera.testkit.http import http_request
 from tessera.testkit.services import ServiceProcess
 from tessera.testkit.stack import Stack
 
@@ -98,7 +99,7 @@ class Platform:
     def request(self, method: str, path: str, *, key: str = "", **arguments: Any) -> httpx.Response:
         """One request to the gateway, with the bootstrap key where none is given. Blocks."""
         headers = {"Authorization": f"Bearer {key or self._key}", **arguments.pop("headers", {})}
-        return httpx.request(method, f"{self.url}{path}", headers=headers, **{"timeout": 60, **arguments})
+        return http_request(method, f"{self.url}{path}", headers=headers, **{"timeout": 60, **arguments})
 
     def client_environment(self) -> dict[str, str]:
         """What `make env` prints, for this platform, and where its logs and traces lie."""

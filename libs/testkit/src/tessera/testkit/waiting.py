@@ -9,7 +9,10 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 DEFAULT = timedelta(seconds=60)
-_INTERVAL_SECONDS = 0.02
+_SHORTEST_SECONDS = 0.02
+_LONGEST_SECONDS = 0.25
+_SHARE = 0.1
+"""Of the time waited so far: looking costs a processor that what is waited for could use, and adds at most this much to the wait."""
 
 
 @overload
@@ -21,7 +24,8 @@ async def eventually(condition: Callable[[], Any], timeout: timedelta | float = 
 
     After the time-out (seconds or timedelta) raises AssertionError with the last failure or the last value.
     """
-    deadline = time.monotonic() + _seconds(timeout)
+    began = time.monotonic()
+    deadline = began + _seconds(timeout)
     while True:
         failure: AssertionError | None = None
         value = None
@@ -33,12 +37,13 @@ async def eventually(condition: Callable[[], Any], timeout: timedelta | float = 
         if failure is None and value:
             return value
         _go_on_until(deadline, timeout, value, failure)
-        await asyncio.sleep(_INTERVAL_SECONDS)
+        await asyncio.sleep(_pause(began))
 
 
 def eventually_blocking(condition: Callable[[], T | None], timeout: timedelta | float = DEFAULT) -> T:
     """`eventually` for tests without an event loop; a condition may itself wait so. Blocks."""
-    deadline = time.monotonic() + _seconds(timeout)
+    began = time.monotonic()
+    deadline = began + _seconds(timeout)
     while True:
         failure: AssertionError | None = None
         value = None
@@ -49,12 +54,16 @@ def eventually_blocking(condition: Callable[[], T | None], timeout: timedelta | 
         if failure is None and value:
             return value
         _go_on_until(deadline, timeout, value, failure)
-        time.sleep(_INTERVAL_SECONDS)
+        time.sleep(_pause(began))
 
 
 def _go_on_until(deadline: float, timeout: timedelta | float, value: object, failure: AssertionError | None) -> None:
     if time.monotonic() > deadline:
         raise AssertionError(f"not within {_seconds(timeout)} s; last result: {str(failure) if failure else repr(value)}") from failure
+
+
+def _pause(began: float) -> float:
+    return min(max(_SHORTEST_SECONDS, _SHARE * (time.monotonic() - began)), _LONGEST_SECONDS)
 
 
 def _seconds(timeout: timedelta | float) -> float:
