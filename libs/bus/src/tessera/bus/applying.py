@@ -438,7 +438,11 @@ class Applier:
 
     # --- refusing --------------------------------------------------------------------------------
     async def _refuse(self, connection: AsyncConnection, delivery: Delivery, fault: InvalidError, applied: Applied) -> Outcome:
-        """Tells whoever must know: the asker of a request; else operators, and the producer where there is one outside."""
+        """Tells whoever must know: the asker of a request; operators, and the producer where there is one outside.
+
+        What is wrong with a request only its asker must know. What was given up is told to operators too: the asker of a command has its
+        202 and may not listen any more, and they can have it done.
+        """
         record, place, service = delivery.record, delivery.place, self._workshop.service
         metrics.BUS_REFUSED.labels(consumer=self._assignment.group, code=fault.code).inc()
         _log.info("event refused", topic=place.topic, partition=place.partition, offset=place.offset, code=fault.code, field=fault.field)
@@ -446,7 +450,8 @@ class Applier:
         if event is not None and event.origin.reply_partition is not None:
             problem = UNAVAILABLE if fault.code == RETRIES_EXHAUSTED else Problem.of(fault)
             await self._transaction(connection, event, applied.rows).reply(RequestFailed(problem=problem), step="failure")
-            return Outcome.HANDLED
+            if fault.code not in GIVEN_UP:
+                return Outcome.HANDLED
         attempts = min(MAXIMUM_ATTEMPTS, self._attempts.counts.get(delivery.offset, 1))
         applied.rows.append(dead_letter(record, place.topic, service, fault, attempts))
         applied.notes.append(note(place, State.DEAD if fault.code in GIVEN_UP else State.REFUSED, fault, event))
