@@ -130,10 +130,10 @@ async def _plan(step: SweepStep) -> bool:
         items = list(due(memories, sweep.policy, sweep.as_of))
         cursor = memories[-1].memory_id if len(memories) == _PAGE else None
     await step.plan(items, cursor=cursor)
+    faults.reach(PLANNED_BEFORE_COMMIT)
     if cursor is None and sweep.dry_run:
         await step.finish("planned")
         return False
-    faults.reach(PLANNED_BEFORE_COMMIT)
     return True
 
 
