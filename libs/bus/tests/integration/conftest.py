@@ -1,13 +1,11 @@
 """A bus inside the test, and the probe service as a process of its own."""
 
 import asyncio
-import gc
 import importlib.util
 import os
 import signal
 import sys
-import warnings
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -152,15 +150,3 @@ async def new_process(ground: Any, tmp_path: Path) -> AsyncIterator[Callable[[st
 def process(new_process: Callable[[str], ProbeProcess]) -> ProbeProcess:
     """The probe as a process of its own."""
     return new_process("probe")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """aiokafka leaves its first connection open where an error that is not its own ends it (`AIOKafkaClient.bootstrap`). Where a module
-    says KAFKA_BREAKS_OFF that is cleared away at once: the warning would fail whichever test runs when it is collected.
-    """
-    yield
-    if getattr(getattr(item, "module", None), "KAFKA_BREAKS_OFF", False):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()

@@ -12,7 +12,6 @@ from tessera.testkit import CloudEventProducer, eventually
 from tessera.testkit.fault_proxy import FAIR, FaultProxy, Weather
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
-KAFKA_BREAKS_OFF = True
 
 
 async def test_a_kafka_that_breaks_off_while_the_bus_starts_is_waited_for(

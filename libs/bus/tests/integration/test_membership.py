@@ -19,7 +19,6 @@ from tessera.local.ports import free_ports
 from tessera.testkit import CloudEventProducer, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-KAFKA_BREAKS_OFF = True
 
 PATIENCE = timedelta(seconds=60)
 EFFECTS = "SELECT event_id FROM memory.effect ORDER BY position"
