@@ -19,6 +19,7 @@ from tessera.local.ports import free_ports
 from tessera.testkit import CloudEventProducer, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+BROKER_FREEZES = True
 
 PATIENCE = timedelta(seconds=60)
 EFFECTS = "SELECT event_id FROM memory.effect ORDER BY position"
@@ -157,10 +158,16 @@ async def test_a_consumer_that_is_alive_but_stuck_joins_anew(
         await publish(producer, "after")
         await applied(ground, "before", "after")
         assert consumer._joined.consumer is not stuck
+        assert _is_gone(stuck)
         consumer.check_live()
         assert not bus.fatal
     finally:
         await bus.stop()
+
+
+def _is_gone(stuck: Any) -> bool:
+    """Whether a client that was replaced reads nothing any more and has closed every connection."""
+    return stuck._fetcher._fetch_task.done() and not any(connection.connected() for connection in stuck._client._conns.values())
 
 
 def _unforeseen(victim: Any) -> Any:
