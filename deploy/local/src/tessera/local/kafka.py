@@ -3,6 +3,7 @@
 Jars and a class data archive are fetched and built once into the cache (about 46 MB and 50 MB); the archive halves the start.
 """
 
+import asyncio
 import base64
 import os
 import signal
@@ -319,16 +320,13 @@ def _secured_values(security: KafkaSecurity) -> dict[str, object]:
 
 
 def kafka_answers(bootstrap_servers: str, timeout_seconds: float = 5, **connection: Any) -> bool:
-    """Whether a Kafka at this address gives metadata; `connection` is for aiokafka's client. Blocks; each request has the time-out.
-
-    No time-out around it all: aiokafka leaves its first connection open when it is cancelled while it waits for the metadata.
-    """
+    """Whether a Kafka at this address gives metadata; `connection` is for aiokafka's client. Blocks, at most for the time-out."""
 
     async def ask() -> None:
         options = {"bootstrap_servers": bootstrap_servers, "request_timeout_ms": int(timeout_seconds * 1000)}
         client = AIOKafkaConsumer(**options, **connection)
         try:
-            await client.start()
+            await asyncio.wait_for(client.start(), timeout_seconds)
             await client.topics()
         finally:
             await client.stop()
