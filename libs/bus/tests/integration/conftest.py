@@ -156,9 +156,9 @@ def process(new_process: Callable[[str], ProbeProcess]) -> ProbeProcess:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A client of aiokafka that is stopped while one of its requests still connects keeps that connection open (seen where a broker is
-    frozen; the request was the fetcher's for offsets). Modules that say BROKER_FREEZES clear it away at once, when nothing holds it any
-    more: its warning would fail whichever test runs when it is collected.
+    """Where a broker is frozen, a client of aiokafka sometimes keeps a connection open after its stop. Traced so far: the connection was
+    made by the fetcher's request for offsets; probably that was still connecting while the client closed. Modules that say
+    BROKER_FREEZES clear it away at once, when nothing holds it any more: its warning would fail whichever test runs when it is collected.
     """
     outcome = yield
     if getattr(getattr(item, "module", None), "BROKER_FREEZES", False):
