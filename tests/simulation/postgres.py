@@ -21,7 +21,7 @@ from typing import Any, Final
 from simulation.loop import CURRENT, WORLD, Process, SimulationLoop
 from sqlalchemy.exc import DBAPIError, NoResultFound
 
-from tessera.storage import Database
+from tessera.storage import Database, DirectStatement
 
 TRANSACTION_TIMEOUT_SECONDS: Final = 30.0
 _ABSENT: Final = object()
@@ -312,6 +312,12 @@ class Server:
         self.sessions[session] = None
         return session
 
+    def unknown(self, statement: object) -> UnknownStatementError:
+        """The error for a statement without a model, which also ends the run."""
+        error = UnknownStatementError(f"no model of the statement: {statement}")
+        self.loop.broken.append({"message": "unknown statement", "exception": error})
+        return error
+
     def stop(self) -> None:
         """A crash: every connection is lost; what was committed stays."""
         self.up = False
@@ -441,7 +447,7 @@ class SimulatedConnection:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._session: Session | None = None
-        self._each_commits = False
+        self._in_transaction = False
 
     async def start(self) -> SimulatedConnection:
         """Connects."""
@@ -454,25 +460,43 @@ class SimulatedConnection:
         assert self._session is not None
         return self._session
 
+    @property
+    def sync_connection(self) -> Any:
+        """What SQLAlchemy has below, as far as storage looks there."""
+        adapted = SimpleNamespace(
+            _transaction=self.session.began, _start_transaction=self._start_transaction, dbapi=SimpleNamespace(Error=())
+        )
+        return SimpleNamespace(connection=SimpleNamespace(driver_connection=SimulatedDriver(self), dbapi_connection=adapted))
+
+    async def _start_transaction(self) -> None:
+        await self._server.ask(self.session, self.session.begin)
+
+    invalidated = False
+
+    async def invalidate(self) -> None:
+        """The driver has met the end of the connection."""
+
     async def execution_options(self, **options: Any) -> SimulatedConnection:
         self.session.repeatable = options.get("isolation_level") == "REPEATABLE READ"
-        self._each_commits = options.get("isolation_level") == "AUTOCOMMIT"
         return self
 
     async def execute(self, statement: Any, values: Any = None) -> Result:
         function = _nothing if str(statement) == "SELECT 1" else self._server.statements.get(statement)
         if function is None:
-            error = UnknownStatementError(f"no model of the statement: {statement}")
-            self._server.loop.broken.append({"message": "unknown statement", "exception": error})
-            raise error
-        session = self.session
-        run = session.run_alone if self._each_commits else session.run
-        result: Result = await self._server.ask(session, lambda: run(function, values or {}), commit=self._each_commits)
+            raise self._server.unknown(statement)
+        return await self.run(function, values or {})
+
+    async def run(self, function: Callable[[Session, Values], Result], values: Values) -> Result:
+        """In the transaction, or by itself where none was begun."""
+        session, alone = self.session, not self._in_transaction
+        run = session.run_alone if alone else session.run
+        result: Result = await self._server.ask(session, lambda: run(function, values), commit=alone)
         return result
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[None]:
         session = self.session
+        self._in_transaction = True
         try:
             yield
         except BaseException:
@@ -497,6 +521,28 @@ class SimulatedConnection:
     async def close(self) -> None:
         if self._session is not None and not self._session.hung_up:
             self._session.lose()
+
+
+class SimulatedDriver:
+    """Stands where asyncpg's connection does that SQLAlchemy uses."""
+
+    def __init__(self, connection: SimulatedConnection) -> None:
+        self._connection = connection
+
+    def is_closed(self) -> bool:
+        return not self._connection.session.open
+
+    async def fetch(self, sql: str, *values: Any) -> list[Mapping[str, Any]]:
+        server = self._connection._server
+        found = next(
+            ((known, function) for known, function in server.statements.items() if isinstance(known, DirectStatement) and known.sql == sql),
+            None,
+        )
+        if found is None:
+            raise server.unknown(sql)
+        statement, function = found
+        result = await self._connection.run(function, dict(zip(statement.names, values, strict=True)))
+        return [vars(row) for row in result]
 
 
 def _nothing(session: Session, values: Values) -> Result:

@@ -64,15 +64,26 @@ def begin_position(session: Session, values: Values) -> Result:
 
 def advance_position(session: Session, values: Values) -> Result:
     """The mark goes in any case: the transaction does not outlive a fence that does not match."""
+    matches = _move(session, values)
+    clear_mark(session, values)
+    return Result([Row(moved=int(matches))])
+
+
+def advance_and_mark(session: Session, values: Values) -> Result:
+    matches = _move(session, values)
+    if matches:
+        _write_mark(session, values)
+    return Result([Row(moved=int(matches))])
+
+
+def _move(session: Session, values: Values) -> bool:
     place = _place(values)
     row = session.get("consumer_position", place)
     matches = row is not None and row.next_offset == values["stored"]
     if matches:
         session.claim("consumer_position", [place])
-    clear_mark(session, values)
-    if matches:
         session.write("consumer_position", place, Row(next_offset=values["next_offset"]))
-    return Result(rowcount=int(matches))
+    return matches
 
 
 def read_mark(session: Session, values: Values) -> Result:
@@ -84,11 +95,16 @@ def set_mark(session: Session, values: Values) -> Result:
     place = _place(values)
     row = session.get("consumer_position", place)
     if row is None or row.next_offset != values["stored"]:
-        return Result(rowcount=0)
+        return Result([Row(marked=0)])
     session.claim("consumer_position", [place])  # FOR SHARE: two sharers would not wait for each other, but they wait at the mark anyway
+    _write_mark(session, values)
+    return Result([Row(marked=1)])
+
+
+def _write_mark(session: Session, values: Values) -> None:
+    place = _place(values)
     session.claim("batch_mark", [place])
     session.write("batch_mark", place, Row(first_offset=values["first"], last_offset=values["last"], attempts=values["attempts"]))
-    return Result(rowcount=1)
 
 
 def clear_mark(session: Session, values: Values) -> Result:
@@ -265,8 +281,10 @@ def enter_inbox(session: Session, values: Values) -> Result:
     for key, body in zip(keys, values["bodies"], strict=True):
         if session.get("inbox", key) is None:
             session.write("inbox", key, Row(tenant_id=key[0], identity=key[2], body=body))
-            new.append(Row(tenant_id=key[0], identity=key[2]))
-    return Result(new)
+            new.append(key)
+    if len(new) == len(keys):
+        return Result([Row(complete=True, tenants=None, identities=None)])
+    return Result([Row(complete=False, tenants=[key[0] for key in new] or None, identities=[key[2] for key in new] or None)])
 
 
 def find_in_inbox(session: Session, values: Values) -> Result:
@@ -300,23 +318,27 @@ def write_outbox(session: Session, values: Values) -> Result:
         session.claim("outbox", [(number,)])
         session.write("outbox", (number,), Row(id=number, **dict(zip(_OUTBOX_COLUMNS, row, strict=True))))
     session.notify(outbox_channel(SERVICE))
-    return Result(rowcount=len(columns[0]))
+    return Result()
 
 
 def read_outbox(session: Session, values: Values) -> Result:
-    oldest = sorted(session.rows("outbox").values(), key=lambda row: row.id)[: values["rows"]]
+    known = set(values["known"])
+    unknown = (row for row in session.rows("outbox").values() if row.id not in known)
+    oldest = sorted(unknown, key=lambda row: row.id)[: values["rows"]]
     before = accumulate((len(row.value) for row in oldest), initial=0)
     names = ("id", "topic", "partition", "key", "headers", "value")
     taken = [row for row, size in zip(oldest, before, strict=False) if size < values["bytes"]]
     return Result([_selected(row, names) for row in taken])
 
 
-def delete_from_outbox(session: Session, values: Values) -> Result:
-    keys = [(number,) for number in dict.fromkeys(values["ids"]) if session.get("outbox", (number,)) is not None]
+def delete_and_read_outbox(session: Session, values: Values) -> Result:
+    """The reading part sees the rows as they were before."""
+    result = read_outbox(session, values)
+    keys = [(number,) for number in dict.fromkeys(values["published"]) if session.get("outbox", (number,)) is not None]
     session.claim("outbox", keys)
     for key in keys:
         session.write("outbox", key, None)
-    return Result(rowcount=len(keys))
+    return result
 
 
 def claim_lease(session: Session, values: Values) -> Result:
@@ -407,6 +429,7 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         positions._LOCK: lock_position,
         positions._BEGIN: begin_position,
         positions._ADVANCE: advance_position,
+        positions._ADVANCE_AND_MARK: advance_and_mark,
         positions._MARK: read_mark,
         positions._SET_MARK: set_mark,
         positions._CLEAR_MARK: clear_mark,
@@ -426,7 +449,7 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         relay._CLAIM: claim_lease,
         relay._GIVE_UP: give_up_lease,
         relay._READ: read_outbox,
-        relay._DELETE: delete_from_outbox,
+        relay._DELETE_AND_READ: delete_and_read_outbox,
         PING: lambda session, values: Result([Row(number=1)]),
         APPLY: apply,
         LOCK_KEY: lock_key,

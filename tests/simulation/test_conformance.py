@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus import freshness, inbox, outbox, parked, positions, relay
-from tessera.storage import Database, database
+from tessera.storage import Database, DirectStatement, database, direct, driver_of
 from tessera.storage.errors import sqlstate
 from tessera.testkit import PostgresDatabase
 
@@ -29,6 +30,7 @@ STEPS = 30
 TABLES_OF_A_STORY = 3
 """Few, so that the two transactions meet."""
 PATIENCE_SECONDS = 20.0
+_INSERTS = re.compile(r"(WITH \w+ AS \()?INSERT")
 TABLES = ("inbox", "outbox", "consumer_position", "batch_mark", "parked", "relay_lease", "effect", "turn")
 HANDLERS_OWN = (
     f"CREATE TABLE {SERVICE}.effect (position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event_id text NOT NULL, key text NOT NULL)",
@@ -92,8 +94,16 @@ def outgoing(chance: random.Random) -> dict[str, Any]:
     }
 
 
+def read_outgoing(chance: random.Random) -> dict[str, Any]:
+    return {"known": _some_ids(chance), "rows": chance.choice((2, 500)), "bytes": chance.choice((3, 1_000))}
+
+
 def deleted(chance: random.Random) -> dict[str, Any]:
-    return {"ids": [chance.randint(1, 6) for _ in range(chance.randint(1, 3))]}
+    return {"published": _some_ids(chance)}
+
+
+def _some_ids(chance: random.Random) -> list[int]:
+    return [chance.randint(1, 6) for _ in range(chance.randint(0, 3))]
 
 
 def lease(chance: random.Random) -> dict[str, Any]:
@@ -175,6 +185,7 @@ CHOICES: dict[Any, Callable[[random.Random], dict[str, Any]]] = {
     positions._POSITION: place,
     positions._BEGIN: lambda chance: {**place(chance), "next_offset": chance.randrange(3)},
     positions._ADVANCE: lambda chance: {**place(chance), "stored": chance.randrange(3), "next_offset": chance.randrange(3)},
+    positions._ADVANCE_AND_MARK: lambda chance: {**mark(chance), "next_offset": chance.randrange(3)},
     positions._MARK: place,
     positions._SET_MARK: mark,
     positions._CLEAR_MARK: place,
@@ -182,8 +193,8 @@ CHOICES: dict[Any, Callable[[random.Random], dict[str, Any]]] = {
     inbox._FIND: identities,
     inbox._FORGET: identities,
     outbox._INSERT: outgoing,
-    relay._READ: lambda chance: {"rows": chance.choice((2, 500)), "bytes": chance.choice((3, 1_000))},
-    relay._DELETE: deleted,
+    relay._READ: read_outgoing,
+    relay._DELETE_AND_READ: lambda chance: {**read_outgoing(chance), **deleted(chance)},
     relay._CLAIM: lease,
     relay._GIVE_UP: lambda chance: {"name": "n", "holder": chance.choice("ab")},
     APPLY: lambda chance: {"event_id": "e", "key": "k"},
@@ -295,7 +306,7 @@ class Story:
                 continue
             pair.waiting = None
             found = await self._in_time(task)
-            if str(statement).startswith("INSERT") or not any(table in str(statement) for table in grown):
+            if _INSERTS.match(str(statement)) or not any(table in str(statement) for table in grown):
                 self._compare(statement, expected, found)
             else:
                 await self._end(pair, commit=False)
@@ -327,12 +338,25 @@ def modelled(session: Session, function: Callable[[Session, Values], Result], va
 
 
 async def real(connection: AsyncConnection, statement: Any, values: Values) -> Any:
+    if isinstance(statement, DirectStatement):
+        return await _directly(connection, statement, values)
     try:
         result = await connection.execute(statement, values)
     except DBAPIError as error:
         return sqlstate(error)
     rows = sorted((_plain(dict(row._mapping)) for row in result), key=repr) if result.returns_rows else []
     return rows, len(rows) if result.returns_rows else result.rowcount
+
+
+async def _directly(connection: AsyncConnection, statement: DirectStatement, values: Values) -> Any:
+    if not connection.in_transaction():
+        await connection.begin()
+    await direct.begin(connection)
+    try:
+        rows = await statement.rows(driver_of(connection), values)
+    except asyncpg.PostgresError as error:
+        return sqlstate(error)
+    return sorted((_plain(dict(row)) for row in rows), key=repr), len(rows)
 
 
 def _plain(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -385,7 +409,7 @@ async def test_the_model_answers_as_postgres_does(connections: list[tuple[AsyncC
 
 async def _compare_what_is_left(session: Session, connection: AsyncConnection) -> None:
     whole = {"consumer": "c", "tenants": ["a"] * 3, "identities": [bytes([number] * 16) for number in range(3)]}
-    looks: list[tuple[Any, Values]] = [(relay._READ, {"rows": 500, "bytes": 1_000}), (inbox._FIND, whole)]
+    looks: list[tuple[Any, Values]] = [(relay._READ, {"known": [], "rows": 500, "bytes": 1_000}), (inbox._FIND, whole)]
     looks += [
         (statement, {"consumer": "c", "topic": "t", "partition": number})
         for number in range(2)

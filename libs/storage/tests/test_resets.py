@@ -16,11 +16,13 @@ from sqlalchemy import text
 from tessera.resilience import CircuitOpenError
 from tessera.storage import (
     Database,
+    DirectStatement,
     PostgresSettings,
     RedisSettings,
     StorageConflictError,
     StorageTimeoutError,
     StorageUnavailableError,
+    driver_of,
     redis_client,
 )
 from tessera.testkit.fault_proxy import FAIR, FaultProxy, Weather
@@ -114,8 +116,9 @@ def asking(database: Database) -> Callable[[], Awaitable[None]]:
         async with database.transaction() as connection:
             await connection.execute(text("SELECT repeat('x', 500)"))
             await connection.execute(text("SELECT 1"))
-        async with database.statements() as connection:
-            await connection.execute(text("SELECT repeat('y', 700)"))
+            await DirectStatement("SELECT repeat('z', 600)").rows(driver_of(connection), {})
+        async with database.driver() as driver:
+            await DirectStatement("SELECT repeat('y', 700)").rows(driver, {})
 
     return work
 

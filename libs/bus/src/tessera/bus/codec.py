@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -24,6 +24,7 @@ from tessera.contracts.catalogue import Topic, tenant_of_topic
 from tessera.contracts.errors import InvalidError
 from tessera.contracts.ids import identity_digest
 from tessera.contracts.upcasting import UPCASTERS
+from tessera.contracts.values import value_class
 
 Headers = Sequence[tuple[str, bytes]]
 D = TypeVar("D", bound=EventData)
@@ -42,7 +43,7 @@ _REMEMBERED: Final = 1_024
 """Names and types of headers whose reading is remembered: a handful in honest traffic, bounded in any other."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Envelope:
     """The attributes of an event that is about to be written."""
 
@@ -58,7 +59,7 @@ class Envelope:
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Encoded:
     """One record, ready to be sent or stored."""
 

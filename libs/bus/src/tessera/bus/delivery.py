@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tessera.bus.codec import attributes_of, decode, is_tenant_id, loose_data
@@ -15,10 +14,11 @@ from tessera.bus.retries import waiting
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import RETRY_TOPICS
 from tessera.contracts.errors import InvalidError, Problem
+from tessera.contracts.values import value_class
 from tessera.telemetry import bound, continued, span
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Delivery:
     """A record with its event, or with what is wrong with it; exactly one of `event` and `fault` is there."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import REPLY_PARTITIONS
+from tessera.contracts.values import value_class
 
 D = TypeVar("D", bound=EventData)
 D_co = TypeVar("D_co", bound=EventData, covariant=True)
@@ -22,7 +22,7 @@ class Position(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Origin:
     """What a later effect inherits from the event that caused it; small and plain, so that job rows can store it."""
 
@@ -38,7 +38,7 @@ class Origin:
     """Partition of the reply topic that the asker reads, where something was asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Received(Generic[D_co]):
     """One event as a handler gets it: validated data and the CloudEvents attributes it came with."""
 
@@ -81,7 +81,7 @@ class Received(Generic[D_co]):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Reply(Generic[D_co]):
     """One event of a stream and its place in the reply topic."""
 

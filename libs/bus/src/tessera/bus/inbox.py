@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tessera.contracts.values import value_class
+from tessera.storage import DirectStatement, driver_of
 
 
 class Entry(Enum):
@@ -20,7 +22,7 @@ class Entry(Enum):
     """The same identity with another body."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class InboxItem:
     """One event's identity and body, 16 bytes each."""
 
@@ -29,11 +31,15 @@ class InboxItem:
     body: bytes
 
 
-_INSERT = text(
-    "INSERT INTO inbox (tenant_id, consumer, identity, body) "
-    "SELECT tenant_id, :consumer, identity, body "
+# Which of them are new is told only where not all are, which is rare: a row for each costs as much as the rest.
+_INSERT = DirectStatement(
+    "WITH written AS (INSERT INTO inbox (tenant_id, consumer, identity, body) "
+    "SELECT tenant_id, CAST(:consumer AS text), identity, body "
     "FROM unnest(CAST(:tenants AS text[]), CAST(:identities AS bytea[]), CAST(:bodies AS bytea[])) AS given (tenant_id, identity, body) "
-    "ON CONFLICT DO NOTHING RETURNING tenant_id, identity"
+    "ON CONFLICT DO NOTHING RETURNING tenant_id, identity) "
+    "SELECT count(*) = cardinality(CAST(:tenants AS text[])) AS complete, "
+    "CASE WHEN count(*) < cardinality(CAST(:tenants AS text[])) THEN array_agg(tenant_id) END AS tenants, "
+    "CASE WHEN count(*) < cardinality(CAST(:tenants AS text[])) THEN array_agg(identity) END AS identities FROM written"
 )
 _FIND = text(
     "SELECT inbox.tenant_id, inbox.identity, inbox.body FROM inbox "
@@ -50,12 +56,13 @@ async def enter(connection: AsyncConnection, consumer: str, items: Sequence[Inbo
     """Writes the identities of a batch and says of each, in order, whether it is new; the first of equal ones in the batch is."""
     if not items:
         return []
-    written = await connection.execute(_INSERT, {"consumer": consumer, **_columns(items), "bodies": [item.body for item in items]})
-    new = {(row.tenant_id, bytes(row.identity)) for row in written}
-    known: dict[tuple[str, bytes], bytes] = {}
-    if len(new) < len(items):
-        found = await connection.execute(_FIND, {"consumer": consumer, **_columns(items)})
-        known = {(row.tenant_id, bytes(row.identity)): bytes(row.body) for row in found}
+    values = {"consumer": consumer, **_columns(items), "bodies": [item.body for item in items]}
+    written = await _INSERT.row(driver_of(connection), values)
+    if written["complete"]:
+        return [Entry.NEW] * len(items)
+    new = set(zip(written["tenants"] or (), written["identities"] or (), strict=True))
+    found = await connection.execute(_FIND, {"consumer": consumer, **_columns(items)})
+    known = {(row.tenant_id, bytes(row.identity)): bytes(row.body) for row in found}
     return [_entry(item, new, known) for item in items]
 
 

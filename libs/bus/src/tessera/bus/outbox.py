@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tessera.bus.codec import Encoded
+from tessera.contracts.values import value_class
+from tessera.storage import DirectStatement, driver_of
 
 _BASE64: Final = "base64"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class OutboxRow:
     """One record to be published. `topic` is the catalogue's name, or that of a dead-letter or refusal topic."""
 
@@ -28,10 +28,11 @@ class OutboxRow:
     partition: int | None = None
 
 
-_INSERT = text(
+_INSERT = DirectStatement(
     "INSERT INTO outbox (event_id, topic, partition, key, headers, value) "
-    "SELECT event_id, topic, partition, key, headers, value FROM unnest(CAST(:event_ids AS uuid[]), CAST(:topics AS text[]), "
-    "CAST(:partitions AS integer[]), CAST(:keys AS bytea[]), CAST(:headers AS jsonb[]), CAST(:contents AS bytea[])) "
+    "SELECT event_id, topic, partition, key, CAST(headers AS jsonb), value "
+    "FROM unnest(CAST(:event_ids AS uuid[]), CAST(:topics AS text[]), "
+    "CAST(:partitions AS integer[]), CAST(:keys AS bytea[]), CAST(:headers AS text[]), CAST(:contents AS bytea[])) "
     "WITH ORDINALITY AS given (event_id, topic, partition, key, headers, value, place) ORDER BY place"
 )
 
@@ -39,7 +40,7 @@ _INSERT = text(
 async def write(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Inserts the rows in order; the table's trigger wakes the relay when the transaction commits."""
     if rows:
-        await connection.execute(_INSERT, _columns(rows))
+        await _INSERT.rows(driver_of(connection), _columns(rows))
 
 
 def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import asyncpg
-from sqlalchemy import Row, text
+from sqlalchemy import text
 
 from tessera.bus import faults
 from tessera.bus.codec import Encoded
@@ -21,7 +21,7 @@ from tessera.bus.publisher import Publisher, partition_of
 from tessera.bus.settings import ServiceSettings
 from tessera.bus.topics import TopicDirectory
 from tessera.contracts.errors import InvalidError
-from tessera.storage import Database
+from tessera.storage import Database, DirectStatement
 from tessera.storage.delivery import outbox_channel
 from tessera.telemetry import get_logger, metrics
 
@@ -42,16 +42,23 @@ _CLAIM = text(
     "WHERE relay_lease.holder = excluded.holder OR relay_lease.expires_at < now() RETURNING epoch"
 )
 _GIVE_UP = text("DELETE FROM relay_lease WHERE name = :name AND holder = :holder")
-_READ = text(
+# Rows are told apart by their ids, never by "above the last one": a smaller id may be committed later.
+_READ = DirectStatement(
     "SELECT id, topic, partition, key, headers, value FROM ("
     "SELECT id, topic, partition, key, headers::text AS headers, value, "
     "sum(octet_length(value)) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before "
-    "FROM (SELECT * FROM outbox ORDER BY id LIMIT :rows) AS oldest) AS given WHERE before IS NULL OR before < :bytes ORDER BY id"
+    "FROM (SELECT * FROM outbox WHERE id NOT IN (SELECT unnest(CAST(:known AS bigint[]))) ORDER BY id LIMIT :rows) AS oldest) AS given "
+    "WHERE before IS NULL OR before < :bytes ORDER BY id"
 )
 # Not worth waiting for the disk: rows that a dying Postgres brings back are published once more, under their ids.
-_DELETE = text(
-    "WITH unhurried AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
-    "DELETE FROM outbox USING unhurried WHERE id = ANY(:ids)"
+_DELETE_AND_READ = DirectStatement(
+    "WITH unhurried AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)), "
+    "published AS (DELETE FROM outbox USING unhurried WHERE id = ANY(CAST(:published AS bigint[]))) "
+    "SELECT id, topic, partition, key, headers, value FROM ("
+    "SELECT id, topic, partition, key, headers::text AS headers, value, "
+    "sum(octet_length(value)) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before "
+    "FROM (SELECT * FROM outbox WHERE id NOT IN (SELECT unnest(CAST(:known AS bigint[]))) ORDER BY id LIMIT :rows) AS oldest) AS given "
+    "WHERE before IS NULL OR before < :bytes ORDER BY id"
 )
 
 _log = get_logger(__name__)
@@ -59,6 +66,8 @@ _log = get_logger(__name__)
 T = TypeVar("T")
 Lane = tuple[str, int]
 """A topic and one of its partitions."""
+OutboxRecord = Mapping[str, Any]
+Rows = Sequence[OutboxRecord]
 
 
 class Relay:
@@ -77,6 +86,8 @@ class Relay:
         self._listening: asyncpg.Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._held_until = float("-inf")
+        self._published: list[int] = []
+        """Acknowledged rows that are not deleted yet."""
 
     def start(self) -> None:
         """Starts the loop."""
@@ -91,8 +102,7 @@ class Relay:
         await asyncio.gather(task, return_exceptions=True)
         with suppress(*PASSING):
             if await self._claimed():
-                while await self._publish_some():
-                    pass
+                await self._publish_all()
             async with self._database.transaction() as connection:
                 await connection.execute(_GIVE_UP, {"name": _NAME, "holder": self._holder})
         await self._unlisten()
@@ -117,9 +127,7 @@ class Relay:
         await self._listen()
         self._woken.clear()
         if await self._claimed():
-            while await self._publish_some():
-                if not await self._claimed():
-                    return
+            await self._publish_all()
         await self._wait()
 
     async def _wait(self) -> None:
@@ -138,47 +146,70 @@ class Relay:
         self._held_until = now + LEASE.total_seconds() if held else float("-inf")
         return held
 
-    async def _publish_some(self) -> bool:
-        """Publishes and deletes the first rows. Returns whether there may be more. Raises when some could not be published: they stay."""
-        async with self._database.statements() as connection:
-            rows = (await connection.execute(_READ, {"rows": _ROWS, "bytes": _BYTES})).all()
-        if not rows:
-            return False
+    async def _publish_all(self) -> None:
+        """Publishes and deletes until nothing is left, or the lease is lost. Raises when some could not be published: they stay."""
+        rows = await self._next()
+        while rows:
+            ahead = asyncio.create_task(self._next(rows), name="outbox-relay-ahead") if _is_full(rows) else None
+            try:
+                await self._publish(rows)
+                held = await self._claimed()
+                rows = await (ahead or self._next())
+            finally:
+                if ahead is not None:
+                    ahead.cancel()
+                    await asyncio.gather(ahead, return_exceptions=True)
+            if not held:
+                if self._published:
+                    await self._next()
+                return
+
+    async def _next(self, in_flight: Rows = ()) -> Rows:
+        """Deletes what was published; the oldest rows beside those in flight, which may be read while those are being published."""
+        published = self._published
+        values = {"known": [*published, *(row["id"] for row in in_flight)], "rows": _ROWS, "bytes": _BYTES}
+        async with self._database.driver() as driver:
+            if not published:
+                return await _READ.rows(driver, values)
+            rows = await _DELETE_AND_READ.rows(driver, {**values, "published": published})
+        self._published = self._published[len(published) :]
+        return rows
+
+    async def _publish(self, rows: Rows) -> None:
+        """What was acknowledged is deleted with the next read, also where something was not."""
         faults.reach(faults.RELAY_READ_BEFORE_PUBLISH)
-        published: list[int] = []
         lanes = await self._lanes(rows)
+        published: list[int] = []
         outcomes = await _told(asyncio.gather(*(self._publish_lane(*lane, published) for lane in lanes.items()), return_exceptions=True))
         faults.reach(faults.RELAY_PUBLISHED_BEFORE_DELETE)
-        async with self._database.statements() as connection:
-            await connection.execute(_DELETE, {"ids": published})
+        self._published = [*self._published, *published]
         metrics.BUS_RELAYED.inc(len(published))
         for error in outcomes:
             if error is not None:
                 raise error
-        return len(rows) == _ROWS or sum(len(row.value) for row in rows) >= _BYTES
 
-    async def _lanes(self, rows: Sequence[Row[Any]]) -> dict[Lane, list[Row[Any]]]:
+    async def _lanes(self, rows: Rows) -> dict[Lane, list[OutboxRecord]]:
         """The rows by topic and partition, in their order."""
-        targets = {topic: await self._target(topic) for topic in {row.topic for row in rows}}
+        targets = {topic: await self._target(topic) for topic in {row["topic"] for row in rows}}
         partitions = {topic: sorted(await self._publisher.partitions(topic)) for topic in set(targets.values())}
-        lanes: dict[Lane, list[Row[Any]]] = {}
+        lanes: dict[Lane, list[OutboxRecord]] = {}
         for row in rows:
-            target = targets[row.topic]
+            target = targets[row["topic"]]
             lanes.setdefault((target, _partition(row, partitions[target])), []).append(row)
         return lanes
 
-    async def _publish_lane(self, lane: Lane, rows: Sequence[Row[Any]], published: list[int]) -> None:
+    async def _publish_lane(self, lane: Lane, rows: Rows, published: list[int]) -> None:
         """One batch after the other, each acknowledged before the next is sent: no row can overtake an earlier one of its partition."""
         topic, partition = lane
-        records = [(row.key, Encoded(unpack_headers(row.headers), row.value)) for row in rows]
+        records = [(row["key"], Encoded(unpack_headers(row["headers"]), row["value"])) for row in rows]
         done = 0
         while done < len(rows):
             try:
                 taken = await self._publisher.publish_batch(topic, partition, records[done:])
             except InvalidError:
-                _log.exception("a row of the outbox can never be published and blocks it", row=rows[done].id, topic=topic)
+                _log.exception("a row of the outbox can never be published and blocks it", row=rows[done]["id"], topic=topic)
                 raise
-            published.extend(row.id for row in rows[done : done + taken])
+            published.extend(row["id"] for row in rows[done : done + taken])
             done += taken
 
     async def _target(self, topic: str) -> str:
@@ -216,8 +247,13 @@ async def _told(outcomes: asyncio.Future[T]) -> T:
             await asyncio.gather(outcomes, return_exceptions=True)
 
 
-def _partition(row: Row[Any], partitions: Sequence[int]) -> int:
+def _is_full(rows: Rows) -> bool:
+    """Whether there may be more."""
+    return len(rows) == _ROWS or sum(len(row["value"]) for row in rows) >= _BYTES
+
+
+def _partition(row: OutboxRecord, partitions: Sequence[int]) -> int:
     """Where the row says, else where its key belongs; anywhere without a key."""
-    if row.partition is not None:
-        return int(row.partition)
-    return random.choice(partitions) if row.key is None else partition_of(row.key, partitions)  # noqa: S311  # nosec B311 - no secret
+    if row["partition"] is not None:
+        return int(row["partition"])
+    return random.choice(partitions) if row["key"] is None else partition_of(row["key"], partitions)  # noqa: S311  # nosec B311 - no secret

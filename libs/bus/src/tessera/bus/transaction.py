@@ -12,7 +12,7 @@ from tessera.bus.outbox import OutboxRow
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
 from tessera.contracts.errors import InvalidError
-from tessera.contracts.ids import derived_id
+from tessera.contracts.ids import derived_id_text
 from tessera.telemetry import current_traceparent
 
 
@@ -132,7 +132,7 @@ def caused_envelope(
 ) -> Envelope:
     """The attributes of an event caused by `origin`: a derived id, and tenant, request, subject and trace inherited."""
     return Envelope(
-        id=str(derived_id(origin.parent_id, step, index)),
+        id=derived_id_text(origin.parent_id, step, index),
         source=source_of(service),
         tenant_id=tenant_id or origin.tenant_id,
         subject_id=subject_id or origin.subject_id,

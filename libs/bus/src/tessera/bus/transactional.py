@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +29,7 @@ from tessera.bus.retries import due_in
 from tessera.contracts.catalogue import RETRY_TOPICS
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError, TesseraError
 from tessera.contracts.events import StuckEvent
+from tessera.storage import driver_of
 from tessera.telemetry import get_logger, metrics
 
 IN_PLACE: Final = 3
@@ -57,6 +59,9 @@ class TransactionalLoop(PartitionLoop):
         self._attempts = Attempts()
         self._redelivered: set[int] = set()
         self._marked: Mark | None = None
+        """Of the batch in hand, or of the next one."""
+        self._following: Mark | None = None
+        """Set with a position whose commit is not known yet."""
         self._retry_topic = RETRY_TOPICS.get(assignment.name)
         self._in_place = IN_PLACE if self._retry_topic is None else 1
         self._parked = ParkedRows(assignment.group, assignment.name, assignment.partition.partition)
@@ -107,9 +112,12 @@ class TransactionalLoop(PartitionLoop):
                 await self._obey()
                 await self._retry_parked()
                 await self._prune()
-                batch = await self._taken(self._batch_limit(), self._patience())
+                if self._gate.closed:
+                    await self._persist(self._unmark)
+                mark = self._marked
+                batch = await self._taken(self._batch_limit(), self._patience()) if mark is None else self._marked_batch(mark)
                 if fresh := [record for record in batch if record.offset >= self._position]:
-                    await self._handle(fresh)
+                    await self._handle(fresh, marked=mark is not None)
 
     def _patience(self) -> timedelta:
         """How long to wait for new records before there is something else to do."""
@@ -225,8 +233,8 @@ class TransactionalLoop(PartitionLoop):
         return 1 if self._position < self._suspects_until else self._workshop.batch_records
 
     # --- one batch --------------------------------------------------------------------------------
-    async def _handle(self, batch: Sequence[Record]) -> None:
-        failures, postponed, marked = 0, 0, False
+    async def _handle(self, batch: Sequence[Record], *, marked: bool = False) -> None:
+        failures, postponed = 0, 0
         while not self._stopping.is_set():
             try:
                 async with self._room(batch), self._workshop.in_flight:
@@ -292,7 +300,10 @@ class TransactionalLoop(PartitionLoop):
             self._attempts.blame(record.offset)
 
     async def _requeue(self, batch: Sequence[Record]) -> None:
-        """Fenced: looks where the position is now and drops what others have handled. Our mark went with the position that was moved."""
+        """Fenced: looks where the position is now and drops what others have handled.
+
+        Our mark went with the position that was moved. Where we moved it ourselves and never heard of it, `_following` may be marked.
+        """
         self._marked = None
         await self._persist(self._relocate)
         waiting = [*batch, *self._queue]
@@ -308,8 +319,8 @@ class TransactionalLoop(PartitionLoop):
             metrics.BUS_REDELIVERED.labels(consumer=self.assignment.group).inc(len(again))
         mark = Mark(first, last, self._attempts.counts.get(first, 0) + 1 if len(batch) == 1 else 1)
         self._marked = mark  # before it is known to be set: a commit in doubt is given back too
-        async with self._workshop.database.statements() as connection:
-            await self._row.set_mark(connection, self._position, mark)
+        async with self._workshop.database.driver() as driver:
+            await self._row.set_mark(driver, self._position, mark)
         if len(batch) == 1:
             self._attempts.counts[first] = mark.attempts
 
@@ -332,9 +343,30 @@ class TransactionalLoop(PartitionLoop):
             await parked.write(connection, group, applied.notes)
             await parked.remove(connection, group, applied.done)
             await parked.settle(connection, group, applied.replayed)
-            await self._row.advance(connection, self._position, deliveries[applied.handled - 1].offset + 1)
+            following = self._following = self._next_mark(deliveries, applied)
+            await self._row.advance(connection, self._position, deliveries[applied.handled - 1].offset + 1, following)
             faults.reach(faults.CONSUMED_BEFORE_COMMIT)
         return applied
+
+    def _next_mark(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
+        """Of what is here to be handled next, so that it needs no statement of its own; none where something else may come before it."""
+        next_up = deliveries[-1].offset + 1
+        set_aside = self._retry_topic or applied.handled < len(deliveries) or applied.parked or len(self._index)
+        suspected = next_up < self._suspects_until or any(offset >= next_up for offset in self._attempts.counts)
+        if set_aside or suspected or self._stopping.is_set() or self._gate.closed:
+            return None
+        batch = [record.offset for record in islice(self._queue, self._workshop.batch_records) if record.offset >= next_up]
+        return Mark(batch[0], batch[-1]) if batch else None
+
+    def _marked_batch(self, mark: Mark) -> list[Record]:
+        """What was marked with the position before it."""
+        return self._pop(sum(record.offset <= mark.last for record in islice(self._queue, self._workshop.batch_records)))
+
+    async def _unmark(self) -> None:
+        """A paused consumer has nothing in hand."""
+        if self._marked is not None:
+            await self._give_back(self._marked)
+            self._marked = None
 
     async def _check_gap(self, first: int) -> None:
         """A gap is normal (compaction, aborted sends), unless the log's start has overtaken the position."""
@@ -344,7 +376,7 @@ class TransactionalLoop(PartitionLoop):
 
     def _finish(self, batch: Sequence[Record], applied: Applied) -> None:
         done, left = batch[: applied.handled], batch[applied.handled :]
-        self._position, self._marked = done[-1].offset + 1, None
+        self._position, self._marked, self._following = done[-1].offset + 1, self._following, None
         self._moved.set()
         for entry in applied.parked:
             self._index.add(entry)
@@ -368,7 +400,7 @@ class TransactionalLoop(PartitionLoop):
         """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
         await super().close(grace)
         await self._commit_finished()
-        mark, self._marked = self._marked, None
+        mark, self._marked = self._marked or self._following, None
         begun, self._begun = self._begun, None
         if mark is not None:
             await self._patiently(lambda: self._give_back(mark))
@@ -392,7 +424,7 @@ class TransactionalLoop(PartitionLoop):
             if await self._row.read(connection) != self._position or await self._row.mark(connection) != mark:
                 return  # somebody else has the partition, and marks of their own
             if mark.attempts > 1:
-                await self._row.set_mark(connection, self._position, Mark(mark.first, mark.last, mark.attempts - 1))
+                await self._row.set_mark(driver_of(connection), self._position, Mark(mark.first, mark.last, mark.attempts - 1))
             else:
                 await self._row.clear_mark(connection)
 

@@ -29,8 +29,13 @@ def derived_id(parent: UUID | str, step: str, index: int = 0) -> UUID:
     A UUIDv8: the parent's 48-bit time, then SHA-256 of (parent, step, index). A parent that is not a UUID with a
     time (a producer's own id) gives the first 48 bits of its own hash, so that order is merely lost, not uniqueness.
     """
-    seed = _SEPARATOR.join((str(parent).encode(), step.encode(), str(index).encode()))
-    return _assemble(_time_of(parent), hashlib.sha256(seed).digest()[:10], version=8)
+    return UUID(hex=_derived_hex(parent, step, index))
+
+
+def derived_id_text(parent: UUID | str, step: str, index: int = 0) -> str:
+    """`str(derived_id(…))`, in a fraction of the time: every event that leaves a service has one."""
+    digits = _derived_hex(parent, step, index)
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def identity_digest(tenant_id: str, source: str, event_id: str) -> bytes:
@@ -52,10 +57,22 @@ def aggregate_key(tenant_id: str, kind: str, name: str) -> bytes:
 def _time_of(parent: UUID | str) -> int:
     if isinstance(parent, UUID):
         return parent.int >> (128 - _TIME_BITS)
-    if len(parent) >= _UUID_DIGITS:  # raising for each of the other ids costs more than all the rest
+    digits = parent.replace("-", "")
+    if len(digits) == _UUID_DIGITS:
+        with suppress(ValueError):
+            return int(digits, 16) >> (128 - _TIME_BITS)
+    if len(parent) > _UUID_DIGITS:  # in braces, or as a URN; raising for each of the other ids costs more than all the rest
         with suppress(ValueError):
             return UUID(parent).int >> (128 - _TIME_BITS)
     return int.from_bytes(hashlib.sha256(parent.encode()).digest()[:6], "big")
+
+
+def _derived_hex(parent: UUID | str, step: str, index: int) -> str:
+    seed = _SEPARATOR.join((str(parent).encode(), step.encode(), str(index).encode()))
+    octets = bytearray(_time_of(parent).to_bytes(6, "big") + hashlib.sha256(seed).digest()[:10])
+    octets[6] = octets[6] & 0x0F | 0x80
+    octets[8] = octets[8] & 0x3F | 0x80
+    return octets.hex()
 
 
 def _assemble(milliseconds: int, rest: bytes, *, version: int) -> UUID:

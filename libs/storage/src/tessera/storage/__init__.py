@@ -1,6 +1,7 @@
 """Postgres with roles and tenancy, migrations, the object store and the Redis client."""
 
 from tessera.storage.database import Database
+from tessera.storage.direct import DirectStatement, driver_of
 from tessera.storage.errors import (
     ObjectNotFoundError,
     ObjectsUnavailableError,
@@ -16,6 +17,7 @@ from tessera.storage.tls import TlsFiles
 
 __all__ = [
     "Database",
+    "DirectStatement",
     "LeasedRows",
     "ObjectNotFoundError",
     "ObjectStat",
@@ -30,6 +32,7 @@ __all__ = [
     "StorageTimeoutError",
     "StorageUnavailableError",
     "TlsFiles",
+    "driver_of",
     "redis_client",
     "role_name",
 ]

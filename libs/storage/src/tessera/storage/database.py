@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from tessera.contracts.errors import InvalidError
 from tessera.resilience import Breaker
 from tessera.storage import connections
+from tessera.storage.direct import begin, driver_of
 from tessera.storage.errors import READ_ONLY, StorageUnavailableError, sqlstate, translated
 from tessera.storage.ping import ping_before_use
 from tessera.storage.settings import PostgresSettings, Role
@@ -54,10 +55,20 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def statements(self) -> AsyncIterator[AsyncConnection]:
-        """As `transaction`, but each statement commits by itself: one round trip instead of three where there is but one."""
-        async with self._transaction("worker", isolation_level="AUTOCOMMIT") as connection:
-            yield connection
+    async def driver(self) -> AsyncIterator[asyncpg.Connection]:
+        """The driver's connection of the worker role, for `DirectStatement`s: each commits by itself, in one round trip, not three."""
+        async with self.breaker.guard():
+            connection = await self._connected("worker")
+            try:
+                async with _forgotten_when_lost(connection):
+                    yield driver_of(connection)
+            except Exception as error:
+                known = translated(error)
+                if known is None:
+                    raise
+                raise known from error
+            finally:
+                await connection.close()
 
     @asynccontextmanager
     async def reading(self, tenant_id: str) -> AsyncIterator[AsyncConnection]:
@@ -104,7 +115,8 @@ class Database:
             try:
                 if options:
                     await connection.execution_options(**options)
-                async with connection.begin():
+                async with connection.begin(), _forgotten_when_lost(connection):
+                    await begin(connection)
                     if tenant_id is not None:
                         await connection.execute(_SET_TENANT, {"tenant": tenant_id})
                     yield connection
@@ -153,6 +165,17 @@ class Database:
         for initialize in self._on_connect:
             await initialize(connection)
         return connection
+
+
+@asynccontextmanager
+async def _forgotten_when_lost(connection: AsyncConnection) -> AsyncIterator[None]:
+    """SQLAlchemy does not see what the driver meets: told that a connection is gone, it neither rolls back there nor keeps it."""
+    try:
+        yield
+    except Exception as error:
+        if not connection.invalidated and (driver_of(connection).is_closed() or isinstance(translated(error), StorageUnavailableError)):
+            await connection.invalidate()
+        raise
 
 
 def _unavailable(error: Exception) -> StorageUnavailableError:

@@ -62,6 +62,8 @@ def translated(error: Exception) -> RetryableError | None:
         return StorageUnavailableError("no connection to Postgres became free in time")
     if isinstance(error, TimeoutError) and _raised_by_driver(error):
         return StorageUnavailableError("Postgres did not answer in time")
+    if isinstance(error, asyncpg.InternalClientError):
+        return StorageUnavailableError("Postgres has just ended the session")  # asyncpg has read the reason, and not the end yet
     if not isinstance(error, DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return None
     return _meaning(error, sqlstate(error) or "")
