@@ -435,6 +435,7 @@ class World:
                 ("tessera.bus.publisher.AIOKafkaProducer", partial(SimulatedProducer, cluster)),
                 ("tessera.bus.topics.AIOKafkaAdminClient", partial(SimulatedAdmin, cluster)),
                 ("tessera.bus.consumer.group_feed", self._feed),
+                ("tessera.bus.relay._ROWS", random.Random(f"rows of the relay {self.plan.seed}").choice((1, 2, 3, 2_000))),
                 ("tessera.bus.faults.reach", self._reach),
                 ("tessera.bus.delivery.continued", _untraced),
                 ("tessera.bus.delivery.bound", _untraced),

@@ -291,7 +291,7 @@ class Applier:
         """What was noted about an event that is applied now is no longer so."""
         if self._is_repeat(delivery):
             applied.done.append(delivery.place)
-        if delivery.event is not None and any(name == REPLAY_ATTEMPT for name, _ in delivery.record.headers):
+        if delivery.event is not None and REPLAY_ATTEMPT in [name for name, _ in delivery.record.headers]:
             applied.replayed.append(delivery.event)
 
     async def _apply_each(

@@ -76,22 +76,28 @@ def encode(data: EventData, envelope: Envelope) -> Encoded:
 
 
 def _headers(event_type: str, envelope: Envelope) -> list[tuple[str, bytes]]:
-    attributes = (
-        ("ce_specversion", SPECIFICATION_VERSION),
-        ("ce_id", envelope.id),
-        ("ce_source", envelope.source),
-        ("ce_type", event_type),
-        ("ce_time", rfc3339(envelope.time)),
-        ("ce_tenantid", envelope.tenant_id),
-        ("ce_subjectid", envelope.subject_id),
-        ("ce_requestid", envelope.request_id),
-        ("ce_deadline", rfc3339(envelope.deadline) if envelope.deadline else None),
-        ("ce_traceparent", envelope.traceparent),
-        ("ce_sequence", str(envelope.sequence) if envelope.sequence is not None else None),
-        ("ce_correlationid", envelope.correlation_id),
-        (_CONTENT_TYPE, CONTENT_TYPE),
-    )
-    return [(name, value.encode()) for name, value in attributes if value is not None]
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", envelope.id.encode()),
+        ("ce_source", envelope.source.encode()),
+        ("ce_type", event_type.encode()),
+        ("ce_time", rfc3339(envelope.time).encode()),
+        ("ce_tenantid", envelope.tenant_id.encode()),
+    ]
+    if envelope.subject_id is not None:
+        headers.append(("ce_subjectid", envelope.subject_id.encode()))
+    if envelope.request_id is not None:
+        headers.append(("ce_requestid", envelope.request_id.encode()))
+    if envelope.deadline is not None:
+        headers.append(("ce_deadline", rfc3339(envelope.deadline).encode()))
+    if envelope.traceparent is not None:
+        headers.append(("ce_traceparent", envelope.traceparent.encode()))
+    if envelope.sequence is not None:
+        headers.append(("ce_sequence", str(envelope.sequence).encode()))
+    if envelope.correlation_id is not None:
+        headers.append(("ce_correlationid", envelope.correlation_id.encode()))
+    headers.append((_CONTENT_TYPE, b"application/json"))
+    return headers
 
 
 def rfc3339(moment: datetime) -> str:

@@ -15,6 +15,7 @@ from tessera.contracts.values import value_class
 from tessera.storage import DirectStatement, driver_of
 
 _BASE64: Final = "base64"
+_ESCAPED_NUL: Final = "\\u0000"
 
 
 @value_class
@@ -56,7 +57,13 @@ def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> str:
     """Headers as a JSON list, in order and with repeats; what is not plain text is Base64, so that any bytes survive."""
-    return to_json([_packed(name, value or b"") for name, value in headers]).decode()
+    try:
+        packed = to_json([(name, (value or b"").decode()) for name, value in headers]).decode()
+    except UnicodeDecodeError:
+        return to_json([_packed(name, value or b"") for name, value in headers]).decode()
+    if _ESCAPED_NUL in packed:  # Postgres takes none
+        return to_json([_packed(name, value or b"") for name, value in headers]).decode()
+    return packed
 
 
 def unpack_headers(packed: str) -> list[tuple[str, bytes]]:

@@ -96,7 +96,8 @@ def _mark_failed(current: trace.Span, error: Exception) -> None:
 
 def current_traceparent() -> str | None:
     """The `traceparent` header of the current span, to hand to whoever continues the trace; None outside any span."""
-    if not trace.get_current_span().get_span_context().is_valid:
+    current = trace.get_current_span()
+    if current is trace.INVALID_SPAN or not current.get_span_context().is_valid:
         return None
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
