@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from tessera.local.folders import cache
-from tessera.local.kafka import cached_distribution
-from tessera.local.ports import is_free
-from tessera.local.processes import recorded
+from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
+from tessera.local.ports import free_ports, is_free
+from tessera.local.postgres import Postgres
+from tessera.local.processes import Server, recorded
+from tessera.local.redis import Redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -87,7 +89,9 @@ def test_the_exports_connect_a_client(command: Command) -> None:
 def test_a_second_run_reuses_everything(command: Command, home: Path) -> None:
     before = {name: process.pid for name, process in _processes(home).items()}
     started = time.monotonic()
-    command("run")
+    told = command("run")
+    assert "Ready after" in told
+    assert "migrations" not in told
     assert {name: process.pid for name, process in _processes(home).items()} == before
     assert time.monotonic() - started < 60
     assert len(before) == 11
@@ -130,6 +134,48 @@ def test_a_port_that_somebody_took_meanwhile_is_given_up(command: Command, home:
     finally:
         taker.kill()
         taker.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[dict[str, Server]]:
+    """A Kafka, a Postgres and a Redis that are none of ours, by the variable that gives their address."""
+    ports = free_ports(("kafka", "controller", "postgres", "redis"))
+    distribution, limits = cached_distribution(), KafkaLimits(heap_megabytes=256)
+    servers: dict[str, Server] = {
+        "KAFKA_BOOTSTRAP_SERVERS": Kafka(tmp_path / "kafka", ports["kafka"], ports["controller"], distribution, limits),
+        "DATABASE_URL": Postgres(tmp_path / "postgres", ports["postgres"], "password", durable=False),
+        "REDIS_URL": Redis(tmp_path / "redis", ports["redis"], "password"),
+    }
+    try:
+        for server in servers.values():
+            server.start()
+        for server in servers.values():
+            server.wait_ready()
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()
+
+
+def test_servers_that_are_there_already_are_used_and_left_alone(elsewhere: dict[str, Server], tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    addresses = {
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{elsewhere['KAFKA_BOOTSTRAP_SERVERS'].port}",
+        "DATABASE_URL": f"postgresql://postgres:password@127.0.0.1:{elsewhere['DATABASE_URL'].port}/postgres",
+        "REDIS_URL": f"redis://:password@127.0.0.1:{elsewhere['REDIS_URL'].port}/0",
+    }
+    try:
+        told = _tessera_local(state, "run", **addresses)
+        assert [name for name in addresses if f"{name} is given: using it" in told] == list(addresses)
+        assert _processes(state).keys().isdisjoint({"kafka", "postgres", "redis"})
+        states = {line.split()[0]: line.split()[1:3] for line in _tessera_local(state, "status", **addresses).splitlines()}
+        assert all(states[name] == ["GIVEN", "answers"] for name in ("kafka", "postgres", "redis"))
+        exports = _exports(lambda *words: _tessera_local(state, *words, **addresses))
+        assert exports["KAFKA_BOOTSTRAP_SERVERS"] == addresses["KAFKA_BOOTSTRAP_SERVERS"]
+        assert _models(exports).status_code == 200
+    finally:
+        _tessera_local(state, "stop", **addresses)
+    assert all(server.answers() for server in elsewhere.values())
 
 
 def test_stop_leaves_no_process_and_no_port(command: Command, home: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tessera.local import environment
-from tessera.local.environment import SERVICES, given_addresses
+from tessera.local.environment import SERVICES, given_addresses, hosts
 from tessera.local.plan import Plan, digest, port_names
 from tessera.local.ports import free_ports
 from tessera.local.settings import LocalSettings
@@ -122,3 +122,23 @@ def test_what_make_env_exported_is_not_taken_for_a_given_address(monkeypatch: py
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:2000")
     assert given_addresses({"kafka": 2000}) == {}
     assert given_addresses({"kafka": 200}) == {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:2000"}
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("one:9092, two:9093", ["one:9092", "two:9093"]),
+        ("postgresql://me:secret@db:5432/postgres?sslmode=require", ["db:5432"]),
+        ("redis://:secret@cache:6379/0", ["cache:6379"]),
+    ],
+)
+def test_an_address_is_shown_without_its_password(address: str, expected: list[str]) -> None:
+    assert hosts(address) == expected
+
+
+def test_clients_of_a_given_database_keep_what_its_address_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA__POSTGRES__DATABASE", "second")
+    settings = LocalSettings()
+    given = {"DATABASE_URL": "postgresql://me:secret@db:5432?sslmode=require"}
+    variables = Plan(tmp_path / "home", settings, free_ports(port_names(settings)), given).client_environment()
+    assert variables["DATABASE_URL"] == "postgresql://me:secret@db:5432/second?sslmode=require"

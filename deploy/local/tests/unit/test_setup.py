@@ -87,6 +87,28 @@ def test_doctor_looks_for_java_and_maven_without_a_given_kafka(
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["Java", "Maven"]
 
 
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("KAFKA_BOOTSTRAP_SERVERS=broker:9092\n", True),
+        ("OTHER=1\nexport TESSERA__KAFKA__BOOTSTRAP_SERVERS = 'broker:9092'\n", True),
+        ("KAFKA_BOOTSTRAP_SERVERS=\nOTHER=1\n", False),
+        ("# KAFKA_BOOTSTRAP_SERVERS=broker:9092\n", False),
+        ("KAFKA_BOOTSTRAP_SERVERS=''\n", False),
+    ],
+)
+def test_a_kafka_in_the_settings_file_needs_no_java(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, given: bool
+) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS")
+    monkeypatch.setenv("PATH", str(checkout))
+    monkeypatch.setenv("TESSERA_HOME", str(checkout / "state"))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    (checkout / ".env").write_text(text)
+    assert (setup.main(["--doctor"]) == 0) == given
+    assert ("Java is missing" not in capsys.readouterr().out) == given
+
+
 def test_without_venv_the_message_says_what_to_install(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     monkeypatch.setattr(setup, "cache", lambda: checkout / "cache")

@@ -11,13 +11,14 @@ from dotenv import dotenv_values
 
 from tessera.local.folders import CHECKOUT
 from tessera.local.ports import LOOPBACK
+from tessera.local.tools import KAFKA_NAMES
 
 SERVICES = ("gateway", "tokenizer", "memory", "generator", "retention", "validator")
 RUNTIME_ROLES = ("worker", "client")
 ALL_ROLES = (*RUNTIME_ROLES, "owner")
 DATABASE = "tessera"
 GIVEN = {
-    "KAFKA_BOOTSTRAP_SERVERS": ("KAFKA_BOOTSTRAP_SERVERS", "TESSERA__KAFKA__BOOTSTRAP_SERVERS"),
+    "KAFKA_BOOTSTRAP_SERVERS": KAFKA_NAMES,
     "DATABASE_URL": ("DATABASE_URL", "TESSERA_ADMIN_DATABASE_URL"),
     "REDIS_URL": ("REDIS_URL", "TESSERA__REDIS__URL"),
 }
@@ -73,6 +74,11 @@ def given_addresses(ports: Mapping[str, int]) -> dict[str, str]:
     told = {**settings_file(), **os.environ}
     found = {name: next((told[alias] for alias in aliases if told.get(alias)), None) for name, aliases in GIVEN.items()}
     return {name: address for name, address in found.items() if address and not any(pattern.search(address) for pattern in own)}
+
+
+def hosts(address: str) -> list[str]:
+    """Every `host:port` of a given address, without names and passwords."""
+    return [one.strip() for one in re.sub(r"^\w+://|[/?].*$", "", address).rpartition("@")[2].split(",")]
 
 
 def settings_file() -> dict[str, str | None]:

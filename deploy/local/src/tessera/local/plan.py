@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from tessera.local.credentials import Credentials
 from tessera.local.environment import (
     ALL_ROLES,
-    DATABASE,
     SERVICES,
     Addresses,
     common_environment,
@@ -104,11 +104,12 @@ class Plan:
 
     def client_environment(self) -> dict[str, str]:
         """What `make env` prints."""
+        database = self._common(())["TESSERA__POSTGRES__DATABASE"]
         return {
             "TESSERA_URL": self.url,
             "TESSERA_API_KEY": self.api_key,
             "KAFKA_BOOTSTRAP_SERVERS": self.addresses.kafka_bootstrap_servers,
-            "DATABASE_URL": self.addresses.database_url.rpartition("/")[0] + f"/{DATABASE}",
+            "DATABASE_URL": urlunsplit(urlsplit(self.addresses.database_url)._replace(path=f"/{database}")),
             "REDIS_URL": self.addresses.redis_url,
         }
 

@@ -20,16 +20,16 @@ from typing import Any
 
 from tessera.local.console import say, step
 from tessera.local.credentials import Credentials
-from tessera.local.environment import SERVICES, given_addresses
+from tessera.local.environment import SERVICES, given_addresses, hosts
 from tessera.local.errors import LocalError, NotReadyError
 from tessera.local.files import replace_text
 from tessera.local.folders import CHECKOUT
 from tessera.local.kafka import cached_distribution
 from tessera.local.plan import Instance, Plan, digest, port_names
 from tessera.local.ports import LOOPBACK, accepts_connections, remembered_ports
-from tessera.local.postgres import postgres_answers
+from tessera.local.postgres import postgres_problem
 from tessera.local.processes import last_lines, wait_until
-from tessera.local.redis import redis_answers
+from tessera.local.redis import redis_problem
 from tessera.local.settings import LocalSettings
 from tessera.local.supervision import Supervisor
 
@@ -38,6 +38,7 @@ _FATAL = ("FATAL", "UNKNOWN")
 _LIVES = 4
 """A process that supervisord had to start again so often while we waited will not come up."""
 _PROBE_SECONDS = 2
+_SERVER_OF = {"KAFKA_BOOTSTRAP_SERVERS": "kafka", "DATABASE_URL": "postgres", "REDIS_URL": "redis"}
 
 
 class Platform:
@@ -76,7 +77,10 @@ class Platform:
             state = states.get(name, {})
             ready = _health(admin[name]) if name in admin else "answers" if accepts_connections(listens[name]) else "silent"
             where = listens.get(name) or f"{LOOPBACK}:{admin[name]} (admin)"
-            yield f"  {name:<11} {state.get('statename', 'STOPPED'):<9} {ready:<13} {where:<24} {state.get('description', '')}"
+            yield f"  {name:<11} {state.get('statename', 'STOPPED'):<9} {ready:<13} {where:<24} {state.get('description', '')}".rstrip()
+        for variable, address in self.plan.given.items():
+            ready = "answers" if any(map(accepts_connections, hosts(address))) else "silent"
+            yield f"  {_SERVER_OF[variable]:<11} {'GIVEN':<9} {ready:<13} {', '.join(hosts(address)):<24} {variable}"
 
     def is_ready(self) -> bool:
         """Whether every service says that it can work."""
@@ -96,21 +100,28 @@ class Platform:
         return plan, Supervisor(self.folder, ports["supervisor"], password, self.settings.log_bytes)
 
     def _check_given(self) -> None:
-        probes: dict[str, Callable[[str], bool]] = {
-            "KAFKA_BOOTSTRAP_SERVERS": self._kafka_answers,
-            "DATABASE_URL": postgres_answers,
-            "REDIS_URL": redis_answers,
+        # Kafka last: it is asked with all that the services are told, among it the other two addresses.
+        probes: dict[str, Callable[[str], str | None]] = {
+            "DATABASE_URL": postgres_problem,
+            "REDIS_URL": redis_problem,
+            "KAFKA_BOOTSTRAP_SERVERS": self._kafka_problem,
         }
-        for name, address in self.plan.given.items():
-            if not probes[name](address):
-                raise LocalError(f"{name} is set, but nothing that can be used answers there. Correct it, or unset it to have one started.")
+        for name, probe in probes.items():
+            if name not in self.plan.given:
+                continue
+            if problem := probe(self.plan.given[name]):
+                wanted = "Correct it, or remove it from the environment or `.env` to have one started."
+                raise LocalError(f"{name} is set, but nothing that can be used answers there. {wanted}\n  {problem}")
             say(f"  {name} is given: using it, starting none")
 
-    def _kafka_answers(self, address: str) -> bool:
-        """Asked as the services will ask: with TLS and a log-in where `TESSERA__KAFKA__…` says so. Raises LocalError with the reason."""
+    def _kafka_problem(self, address: str) -> str | None:
+        """Asked as the services will ask: with TLS and a log-in where `TESSERA__KAFKA__…` says so."""
         told = {**self.plan.operator_environment(), "TESSERA__KAFKA__BOOTSTRAP_SERVERS": address}
-        _run_in_turn(told, ["tessera.bus.reachable"])
-        return True
+        try:
+            _run_in_turn(told, ["tessera.bus.reachable"])
+        except LocalError as error:
+            return str(error).partition("\n")[2].strip().replace("\n", "\n  ")
+        return None
 
     def _start_servers(self) -> None:
         if not self.supervisor.is_running():
@@ -131,11 +142,11 @@ class Platform:
     def _prepare_data(self) -> None:
         """Database, roles, migrations and topics, unless nothing of them changed since they were last made."""
         stamp = self.folder / "run" / "prepared"
+        operator = self.plan.operator_environment()  # makes the passwords that are missing, whose age is part of the fingerprint
         wanted = self._data_fingerprint()
         if not self.plan.given and stamp.exists() and stamp.read_text() == wanted:
             return
         stamp.unlink(missing_ok=True)
-        operator = self.plan.operator_environment()
         with step("database, migrations and topics"), ThreadPoolExecutor(2) as both:
             database = both.submit(_run_in_turn, operator, ["tessera.storage.bootstrap", *SERVICES], ["tessera.storage.migrate", *SERVICES])
             topics = both.submit(_run_in_turn, operator, ["tessera.bus.make_topics"])

@@ -120,8 +120,13 @@ class Postgres(Server):
         return _is_root() and not all(_reachable(path) for path in (binaries() / "postgres", self.folder.resolve()))
 
 
-def postgres_answers(database_url: str, timeout_seconds: float = 3) -> bool:
-    """Whether this address runs a statement. Blocks, at most for the time-out."""
+def postgres_answers(database_url: str) -> bool:
+    """Whether this address runs a statement. Blocks for at most three seconds."""
+    return postgres_problem(database_url) is None
+
+
+def postgres_problem(database_url: str, timeout_seconds: float = 3) -> str | None:
+    """Why this address runs no statement; None when it does. Blocks, at most for the time-out."""
 
     async def ask() -> None:
         connection = await asyncpg.connect(database_url, timeout=timeout_seconds)
@@ -132,9 +137,9 @@ def postgres_answers(database_url: str, timeout_seconds: float = 3) -> bool:
 
     try:
         run_apart(ask())
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        return False
-    return True
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _is_root() -> bool:

@@ -76,12 +76,16 @@ class Redis(Server):
         return redis_answers(self.redis_url)
 
 
-def redis_answers(redis_url: str, timeout_seconds: float = 2) -> bool:
-    """Whether a Redis at this address answers PING. Blocks, at most for the time-out."""
-    client = Client.from_url(redis_url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=None)
+def redis_answers(redis_url: str) -> bool:
+    """Whether a Redis at this address answers PING. Blocks for at most two seconds."""
+    return redis_problem(redis_url) is None
+
+
+def redis_problem(redis_url: str, timeout_seconds: float = 2) -> str | None:
+    """Why no Redis at this address answers PING; None when one does. Blocks, at most for the time-out."""
     try:
-        return bool(client.ping())
-    except (RedisError, OSError):
-        return False
-    finally:
-        client.close()
+        with Client.from_url(redis_url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=None) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None

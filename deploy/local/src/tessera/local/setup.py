@@ -7,6 +7,7 @@ Quick when nothing changed: a stamp in the environment names the lock file and t
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from pathlib import Path
 
 from tessera.local.errors import LocalError
 from tessera.local.folders import CHECKOUT, cache
-from tessera.local.tools import KAFKA_VERSION, java, maven, missing, python
+from tessera.local.tools import KAFKA_NAMES, KAFKA_VERSION, java, maven, missing, python
 
 UV_VERSION = "0.13.8"
 ENVIRONMENT = CHECKOUT / ".venv"
 _STAMP = ENVIRONMENT / "tessera-setup.sha256"
 _LOCK = CHECKOUT / "requirements.lock"
+_KAFKA_IN_FILE = re.compile(rf"^[ \t]*(?:export[ \t]+)?(?:{'|'.join(KAFKA_NAMES)})[ \t]*=[ \t]*([^\s#]+)", re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +115,10 @@ def _run(*command: str) -> None:
 
 
 def _kafka_is_given() -> bool:
-    return bool(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or os.environ.get("TESSERA__KAFKA__BOOTSTRAP_SERVERS"))
+    """In the environment or in `.env`, which is read here by hand: its library may not be installed yet."""
+    file = CHECKOUT / ".env"
+    written = _KAFKA_IN_FILE.findall(file.read_text()) if file.exists() else []
+    return any(map(os.environ.get, KAFKA_NAMES)) or any(value.strip("'\"") for value in written)
 
 
 def _kafka_is_cached() -> bool:

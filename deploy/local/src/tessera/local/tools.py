@@ -11,6 +11,8 @@ from pathlib import Path
 from tessera.local.errors import MissingToolError
 
 KAFKA_VERSION = "4.3.1"
+KAFKA_NAMES = ("KAFKA_BOOTSTRAP_SERVERS", "TESSERA__KAFKA__BOOTSTRAP_SERVERS")
+"""Either gives the address of a Kafka that is already there."""
 PYTHON_MINIMUM = (3, 11)
 JAVA_MINIMUM = 17
 ALTERNATIVE = "Or use `docker compose up`, or set KAFKA_BOOTSTRAP_SERVERS to the address of a Kafka that is already there."

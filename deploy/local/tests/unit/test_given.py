@@ -1,0 +1,43 @@
+"""Addresses of servers that are already there and cannot be used: one sentence, with the reason and without the password."""
+
+from pathlib import Path
+
+import pytest
+
+from tessera.local import cli, environment
+from tessera.local.folders import home
+from tessera.local.ports import LOOPBACK, free_port
+
+
+@pytest.fixture(autouse=True)
+def _nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for aliases in environment.GIVEN.values():
+        for name in aliases:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "reason"),
+    [
+        ("DATABASE_URL", "postgresql://me:secret@{silent}/postgres", "Connect call failed"),
+        ("DATABASE_URL", "nonsense", "DSN"),
+        ("DATABASE_URL", "postgresql://me:secret@localhost:port/postgres", "port"),
+        ("REDIS_URL", "redis://:secret@{silent}/0", "refused"),
+        ("REDIS_URL", "nonsense", "redis://"),
+        ("REDIS_URL", "redis://:secret@localhost:port/0", "port"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "{silent}", "Connect call failed"),
+    ],
+)
+def test_an_address_that_is_of_no_use_is_told(
+    name: str, address: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, address.format(silent=f"{LOOPBACK}:{free_port()}"))
+    assert cli.main(["run"]) == 1
+    sentence, _, details = capsys.readouterr().err.partition("\n")
+    assert sentence.startswith(f"{name} is set, but nothing that can be used answers there. Correct it, or remove it")
+    assert reason in details
+    assert "secret" not in details
+    assert "Traceback" not in details
+    assert not (home() / "run").exists()
