@@ -12,6 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 SETUP = $(if $(SYSTEM_PYTHON),env -u PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=deploy/local/src $(SYSTEM_PYTHON) -m tessera.local.setup,@echo "Python 3.11 or newer is missing: install it (on Debian: python3 python3-venv). Or use \`docker compose up\`." >&2; exit 1;)
 
+# What is asked of a platform in a checkout where nothing was ever set up.
+NOTHING = @echo 'Nothing is set up here yet: `make run` does it.' >&2; exit 1
+LOCALLY = $(if $(wildcard $(LOCAL)),@$(LOCAL),$(NOTHING); :)
+
 help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$", $$2); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -28,22 +32,23 @@ doctor: ## Say what this machine is missing, and the alternative
 	@$(SETUP) --doctor
 
 stop: ## Stop everything; data stays
-	@$(LOCAL) stop
+	$(if $(wildcard $(LOCAL)),@$(LOCAL) stop,@echo 'Nothing is running.')
 
 status: ## Show every process, where it listens and whether it is ready
-	@$(LOCAL) status
+	$(LOCALLY) status
 
 logs: ## Follow the logs (SERVICE=memory for one)
-	@$(LOCAL) logs $(SERVICE)
+	$(LOCALLY) logs $(SERVICE)
 
 env: ## Print shell exports for clients: eval "$$(make -s env)"
-	@$(LOCAL) env
+	$(LOCALLY) env
 
 trace: ## Print the tree of spans of a request (ID=...)
+	$(if $(wildcard $(LOCAL)),,$(NOTHING))
 	@$(if $(ID),,echo 'Say which: make trace ID=<request id or trace id>' >&2; exit 2;) TESSERA_HOME=$${TESSERA_HOME:-.tessera} $(BIN)/python -m tessera.telemetry.trace $(ID)
 
 tour: ## Go on the tour again; the platform must run
-	@$(LOCAL) tour
+	$(LOCALLY) tour
 
 clean: ## Stop and delete data, logs and secrets (ALL=yes: downloads too)
 	@if [ -x $(LOCAL) ]; then $(LOCAL) clean $(if $(ALL),all); fi
@@ -57,7 +62,7 @@ security: setup ## Static analysis, a scan for secrets, known vulnerabilities of
 lock: setup ## Renew requirements.lock and the lock of every image from the pyproject files
 	@$(BIN)/python deploy/tools/locks.py write
 
-schemas: ## Write new schema revisions, docs/events.md, docs/asyncapi.json and .env.example
+schemas: setup ## Write new schema revisions, docs/events.md, docs/asyncapi.json and .env.example
 	@$(BIN)/python -m tessera.contracts.schemas write
 	@$(BIN)/python -m tessera.contracts.documents write
 	@$(BIN)/python deploy/tools/settings_example.py write
@@ -65,11 +70,11 @@ schemas: ## Write new schema revisions, docs/events.md, docs/asyncapi.json and .
 chaos: setup ## Every fault of the matrix on a real platform under load (ARGS="--rows kill,zombie --kills 10", CHAOS_SEED=…); one JSON line last
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-simulate: ## Look for anomalies of the bus in worlds of its own (SEEDS=20000, from a place chosen by chance; SIMULATION_SEED=17 for one)
+simulate: setup ## Look for anomalies of the bus in worlds of its own (SEEDS=20000, from a place chosen by chance; SIMULATION_SEED=17 for one)
 	@PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS))
 
-bench-bus: ## Measure the bus beside its floors (about six minutes); one JSON line last
+bench-bus: setup ## Measure the bus beside its floors (about six minutes); one JSON line last
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/bus
 
-bench-start: ## Measure cold start, warm start and tour in a fresh clone; one JSON line last
+bench-start: setup ## Measure cold start, warm start and tour in a fresh clone; one JSON line last
 	@$(BIN)/python deploy/tools/bench_start.py
