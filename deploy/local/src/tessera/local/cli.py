@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tessera.local.console import say
+from tessera.local.environment import settings_file
 from tessera.local.errors import LocalError
 from tessera.local.folders import CHECKOUT, home
 from tessera.local.platform import NOT_RUNNING, Platform, exclusive
@@ -56,11 +57,11 @@ def tour(_: Sequence[str]) -> int:
     """Walk through the platform on real input; needs it running."""
     platform = _running()
     say()
-    started = time.monotonic()
-    code = subprocess.run(
-        [sys.executable, str(TOUR)], env={**os.environ, **platform.plan.client_environment(), "TESSERA_HOME": str(home())}, check=False
-    ).returncode
-    say(f"The tour took {time.monotonic() - started:.1f} s." if code == 0 else f"The tour failed (exit code {code}).")
+    written = {name: value for name, value in settings_file().items() if value}  # as the services have it: topics may have a prefix there
+    variables = {**written, **os.environ, **platform.plan.client_environment(), "TESSERA_HOME": str(home())}
+    code = subprocess.run([sys.executable, str(TOUR)], env=variables, check=False).returncode
+    if code:
+        say(f"The tour failed (exit code {code}).")
     return 1 if code else 0
 
 
