@@ -23,7 +23,10 @@ from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.gateway.settings import GatewaySettings
+from tessera.resilience import RetryPolicy, retrying
 from tessera.storage import ObjectStore
+
+_PATIENT = RetryPolicy(attempts=None, maximum=timedelta(seconds=2))
 
 
 def main() -> None:
@@ -140,7 +143,9 @@ def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticato
     made = asyncio.Event()
 
     async def work(stopping: asyncio.Event) -> None:
-        await bootstrap(tenants, authenticator, runtime.settings.bootstrap_tenant, key)
+        # The gateway serves before Kafka has answered: at every start this comes too early once or twice, which is no error.
+        patiently = retrying(_PATIENT, lambda error: isinstance(error, RetryableError) and not stopping.is_set())
+        await patiently(bootstrap, tenants, authenticator, runtime.settings.bootstrap_tenant, key)
         made.set()
         await stopping.wait()
 
