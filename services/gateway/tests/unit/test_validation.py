@@ -80,7 +80,8 @@ def test_a_chat_that_does_not_fit(more: dict[str, Any], code: str, param: str) -
             "content",
         ),
         (ITEMS, {"type": "message", "conversation_id": "c", "role": "user"}, "missing_required_parameter", "content"),
-        (ITEMS, {"conversation_id": "c"}, "invalid_value", None),
+        (ITEMS, {"conversation_id": "c"}, "missing_required_parameter", "type"),
+        (ITEMS, {"type": "letter", "content": "x"}, "invalid_value", "type"),
         (ITEMS, "text", "invalid_type", None),
     ],
 )

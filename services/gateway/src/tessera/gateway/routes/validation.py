@@ -7,6 +7,7 @@ from tessera.gateway.domain.errors import ApiError
 
 _MISSING: Final = "missing"
 _UNKNOWN: Final = "extra_forbidden"
+_TAGS: Final = ("union_tag_invalid", "union_tag_not_found")
 
 Described = tuple[str, str]
 Steps = tuple[str | int, ...]
@@ -17,7 +18,10 @@ def of_validation(found: Sequence[Any], body: Any, prefix: str = "") -> ApiError
     error = max(found, key=lambda candidate: _tells(candidate, body))
     if error["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "We could not parse the JSON body of your request.")
-    param = prefix + parameter(error["loc"], body, keep_last=error["type"] in (_MISSING, _UNKNOWN))
+    location, keep_last = error["loc"], error["type"] in (_MISSING, _UNKNOWN)
+    if error["type"] in _TAGS:  # said of the whole object; what is wrong is the field that names its kind
+        location, keep_last = (*location, error["ctx"]["discriminator"].strip("'")), True
+    param = prefix + parameter(location, body, keep_last=keep_last)
     code, message = _described(error, param or "body")
     return ApiError(400, code, message, param=param or None)
 
@@ -122,6 +126,7 @@ def _bound(side: str, relation: str, limit: str) -> Callable[[Any, str], Describ
 
 _DESCRIBERS: Final[Mapping[str, Callable[[Any, str], Described]]] = {
     _MISSING: _missing,
+    "union_tag_not_found": _missing,
     _UNKNOWN: _unknown,
     "too_short": _too_short,
     "too_long": _too_long,
