@@ -26,7 +26,7 @@ from tessera.local.redis import Redis
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 Command = Callable[..., str]
-_GIVEN = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "REDIS_URL")
+_GIVEN = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "REDIS_URL", "TESSERA_URL")
 
 
 def _environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ def _nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(environment, "CHECKOUT", tmp_path)
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("TESSERA_URL", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,15 @@ def test_an_address_that_is_of_no_use_is_told(
     assert "secret" not in details
     assert "Traceback" not in details
     assert not (home() / "run").exists()
+
+
+def test_addresses_that_another_checkout_exported_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TESSERA_URL", f"http://{LOOPBACK}:1")
+    monkeypatch.setenv("REDIS_URL", f"redis://:secret@{LOOPBACK}:{free_port()}/0")
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://me:secret@db/postgres\n")
+    assert cli.main(["run"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"REDIS_URL in this shell came with http://{LOOPBACK}:1 from `make env`")
+    assert told.endswith("unset TESSERA_URL TESSERA_API_KEY REDIS_URL\n")

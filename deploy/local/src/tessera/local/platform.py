@@ -100,6 +100,7 @@ class Platform:
         return plan, Supervisor(self.folder, ports["supervisor"], password, self.settings.log_bytes)
 
     def _check_given(self) -> None:
+        self._refuse_another_platforms()
         # Kafka last: it is asked with all that the services are told, among it the other two addresses.
         probes: dict[str, Callable[[str], str | None]] = {
             "DATABASE_URL": postgres_problem,
@@ -113,6 +114,16 @@ class Platform:
                 wanted = "Correct it, or remove it from the environment or `.env` to have one started."
                 raise LocalError(f"{name} is set, but nothing that can be used answers there. {wanted}\n  {problem}")
             say(f"  {name} is given: using it, starting none")
+
+    def _refuse_another_platforms(self) -> None:
+        """A shell that connected to another checkout has its addresses: using them would give that platform's database new passwords."""
+        url = os.environ.get("TESSERA_URL", "").rstrip("/")
+        exported = [name for name in self.plan.given if os.environ.get(name) == self.plan.given[name]]
+        if url and url != self.plan.url and exported:
+            raise LocalError(
+                f"{', '.join(exported)} in this shell came with {url} from `make env`, of another checkout or from before `make clean`. "
+                f"To run this one: unset TESSERA_URL TESSERA_API_KEY {' '.join(exported)}"
+            )
 
     def _kafka_problem(self, address: str) -> str | None:
         """Asked as the services will ask: with TLS and a log-in where `TESSERA__KAFKA__…` says so."""
