@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+_ONLY_LINES_MOVED = 3
 _UNREACHABLE = ("ConnectionError", "Failed to connect", "Max retries", "NameResolution", "ServiceError", "Connection refused", "timed out")
 
 
@@ -22,13 +25,16 @@ def static_analysis() -> bool:
 
 
 def secrets() -> bool:
-    """detect-secrets over every tracked file; what the baseline names was looked at."""
+    """detect-secrets over every tracked file; what the baseline names was looked at, wherever it stands in its file by now."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    skipped = (".lock", "go.sum", ".gz", ".onnx", ".json", ".xz")
+    skipped = (".lock", "go.sum", ".gz", ".onnx", ".json", ".xz", ".secrets.baseline")
     files = [name for name in tracked if name and not name.endswith(skipped) and (ROOT / name).is_file()]
-    command = [f"{BIN}/detect-secrets-hook", "--baseline", ".secrets.baseline", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return _told("detect-secrets", done.returncode == 0, done.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        # The hook writes new line numbers into its baseline: a check changes nothing in the checkout, and does not fail for that.
+        baseline = shutil.copy(ROOT / ".secrets.baseline", folder)
+        command = [f"{BIN}/detect-secrets-hook", "--baseline", baseline, *files]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return _told("detect-secrets", done.returncode in (0, _ONLY_LINES_MOVED), done.stdout)
 
 
 def vulnerabilities() -> bool:

@@ -161,7 +161,7 @@ def test_servers_that_are_there_already_are_used_and_left_alone(elsewhere: dict[
     state = tmp_path / "state"
     addresses = {
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{elsewhere['KAFKA_BOOTSTRAP_SERVERS'].port}",
-        "DATABASE_URL": f"postgresql://postgres:password@127.0.0.1:{elsewhere['DATABASE_URL'].port}/postgres",
+        "DATABASE_URL": f"postgresql://postgres:password@127.0.0.1:{elsewhere['DATABASE_URL'].port}/postgres",  # pragma: allowlist secret
         "REDIS_URL": f"redis://:password@127.0.0.1:{elsewhere['REDIS_URL'].port}/0",
     }
     try:

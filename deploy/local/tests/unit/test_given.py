@@ -22,9 +22,9 @@ def _nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "address", "reason"),
     [
-        ("DATABASE_URL", "postgresql://me:secret@{silent}/postgres", "Connect call failed"),
+        ("DATABASE_URL", "postgresql://me:secret@{silent}/postgres", "Connect call failed"),  # pragma: allowlist secret
         ("DATABASE_URL", "nonsense", "DSN"),
-        ("DATABASE_URL", "postgresql://me:secret@localhost:port/postgres", "port"),
+        ("DATABASE_URL", "postgresql://me:secret@localhost:port/postgres", "port"),  # pragma: allowlist secret
         ("REDIS_URL", "redis://:secret@{silent}/0", "refused"),
         ("REDIS_URL", "nonsense", "redis://"),
         ("REDIS_URL", "redis://:secret@localhost:port/0", "port"),
@@ -49,7 +49,7 @@ def test_addresses_that_another_checkout_exported_are_refused(
 ) -> None:
     monkeypatch.setenv("TESSERA_URL", f"http://{LOOPBACK}:1")
     monkeypatch.setenv("REDIS_URL", f"redis://:secret@{LOOPBACK}:{free_port()}/0")
-    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://me:secret@db/postgres\n")
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://me:secret@db/postgres\n")  # pragma: allowlist secret
     assert cli.main(["run"]) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"REDIS_URL in this shell came with http://{LOOPBACK}:1 from `make env`")
