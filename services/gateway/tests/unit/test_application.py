@@ -105,6 +105,18 @@ def test_the_document_is_openapi_3_1_with_examples_and_the_error_object(desk: An
             validator.validate(example)
 
 
+def test_every_answer_has_an_example_that_fits_its_schema(desk: Any) -> None:
+    document = api(desk.rooms).openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                if not status.startswith("2") or "application/json" not in answer.get("content", {}):
+                    continue
+                described = answer["content"]["application/json"]
+                assert described.get("example") is not None, f"{method} {path}"
+                Draft202012Validator({**described["schema"], "components": document["components"]}).validate(described["example"])
+
+
 async def test_the_document_is_served(desk: Any) -> None:
     async with desk.client() as client:
         assert (await client.get("/openapi.json")).json()["info"]["title"] == "Tessera"

@@ -1,6 +1,8 @@
 """The HTTP application: routes, the error object, the OpenAPI document."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -79,8 +81,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, separate_input_output_schemas=False
         )
         _describe_errors(document)
+        answers = _examples()
         for route in api_routes():
-            _describe_route(document, route)
+            _describe_route(document, route, answers)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -95,11 +98,20 @@ def _describe_errors(document: dict[str, Any]) -> None:
     schemas["ErrorBody"] = error
 
 
-def _describe_route(document: dict[str, Any], route: APIRoute) -> None:
+def _examples() -> dict[str, Any]:
+    """What a running platform answered to the examples of docs/api.md, by method and path; long lists are cut."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str, Any]) -> None:
     scope = required_scope(route)
     for method in route.methods or ():
         operation = document["paths"][route.path_format][method.lower()]
         operation["responses"].pop("422", None)
+        if example := answers.get(f"{method} {route.path_format}"):
+            succeeded = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
+            succeeded["content"]["application/json"]["example"] = example
         for status in _ERRORS if scope else _PUBLIC_ERRORS:
             operation["responses"].setdefault(status, {"description": _ERRORS[status], "content": {"application/json": {"schema": _ERROR}}})
         if scope:

@@ -134,7 +134,7 @@ def _whole_view(letter: DeadLetter, decision: Decision | None) -> WholeDeadLette
         **_fields(letter.summary, decision),
         key=None if letter.key is None else ContentView(**_content(letter.key)),
         headers=[HeaderView(name=name, **_content(content)) for name, content in letter.headers],
-        value=ValueView(json_value=as_json(letter.value), **_content(letter.value)),
+        value=ValueView(json=as_json(letter.value), **_content(letter.value)),
     )
 
 

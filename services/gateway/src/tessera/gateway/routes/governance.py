@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from starlette.datastructures import UploadFile
 
 from tessera.contracts.events import PolicyReported, RetentionPolicy, SweepReported, ValidationReported
@@ -41,7 +41,7 @@ _FORMATS: Final = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".nd
 
 
 @router.put("/v1/retention/policy", tags=["retention"])
-async def put_policy(body: RetentionPolicy, caller: RetentionOfficer) -> PolicyView:
+async def put_policy(body: Annotated[RetentionPolicy, Body(examples=[{"max_age_days": 3650}])], caller: RetentionOfficer) -> PolicyView:
     """Set your tenant's policy. A time-out (504) does not undo it: ask with GET."""
     return _policy_view(await governance.submit_policy(caller.rooms.log, body, caller.call))
 

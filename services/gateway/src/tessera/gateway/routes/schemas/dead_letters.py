@@ -95,7 +95,7 @@ class ContentView(View):
 class ValueView(ContentView):
     """The event's data."""
 
-    json_value: Annotated[Any, Field(serialization_alias="json", description="null where it is no JSON.")]
+    json_value: Annotated[Any, Field(alias="json", description="null where it is no JSON.")]
 
 
 class HeaderView(ContentView):
