@@ -133,6 +133,27 @@ def test_the_command_migrates(postgres: PostgresSettings, monkeypatch: pytest.Mo
 
 
 @pytest.mark.integration
+def test_a_database_of_a_newer_version_is_told(
+    admin_url: SecretStr, empty_postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def made_by_a_newer_version() -> None:
+        await bootstrap(admin_url, {"sample": empty_postgres})
+        await upgrade("sample", empty_postgres)
+        owner = await connections.connect("sample", "owner", empty_postgres)
+        try:
+            await owner.execute("UPDATE alembic_version SET version_num = '9999'")
+        finally:
+            await owner.close()
+
+    asyncio.run(made_by_a_newer_version())
+    environment(monkeypatch, empty_postgres)
+    assert main(["sample"]) == 1
+    told = capsys.readouterr().err
+    assert "'9999'" in told
+    assert "A newer version of Tessera made this database" in told
+
+
+@pytest.mark.integration
 def test_the_command_tells_what_postgres_refused(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,9 @@ from tessera.contracts.errors import FatalError
 from tessera.storage.migrations import upgrade
 from tessera.storage.problems import explained
 
+_UNKNOWN_REVISION = "Can't locate revision"
+_NEWER = ". A newer version of Tessera made this database: run that version, or restore a back-up from before it."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 when every schema is at its newest revision, 1 when Postgres refused, 2 when settings are missing or wrong."""
@@ -35,7 +38,7 @@ def _migrated(service: str) -> int:
         sys.stderr.write(f"migrate {service}: {explained(error)}\n")
         return 2
     except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, CommandError) as error:
-        sys.stderr.write(f"migrate {service}: {explained(error)}\n")
+        sys.stderr.write(f"migrate {service}: {explained(error)}{_NEWER if _UNKNOWN_REVISION in str(error) else ''}\n")
         return 1
     sys.stdout.write(f"migrate {service}: up to date\n")
     return 0
