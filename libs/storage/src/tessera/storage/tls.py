@@ -35,7 +35,8 @@ class TlsFiles(BaseModel):
     def _usable(self) -> Self:
         if self.certificate_file is None and (self.key_file or self.key_password):
             raise ValueError("key_file and key_password belong to a certificate_file, which is missing")
-        _loaded(self)
+        if self.are_given:  # the system's certificates, which take a while, are read where they are used
+            _loaded(self)
         return self
 
     @property
