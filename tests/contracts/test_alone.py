@@ -18,7 +18,7 @@ TOOLS = ("tessera-testkit", "pytest-timeout", "hypothesis", "scipy", "scikit-lea
 
 
 def _alone(distributions: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TESSERA", "COV", "PYTEST_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TESSERA", "SLIPCOVER", "PYTEST_"))}
     return subprocess.run(
         [sys.executable, str(ISOLATION), ",".join(distributions), *arguments],
         cwd=ROOT,

@@ -21,7 +21,7 @@ _GIVEN = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "REDIS_URL")
 
 
 def _run(stage: str, clone: Path, scratch: Path, progress: Path) -> "subprocess.Popen[bytes]":
-    environment = {name: value for name, value in os.environ.items() if name not in _GIVEN and not name.startswith("COV")}
+    environment = {name: value for name, value in os.environ.items() if name not in _GIVEN and not name.startswith("SLIPCOVER")}
     environment |= {"TESSERA_HOME": str(home()), "TMPDIR": str(scratch), "INTERRUPTED_STAGE": stage, "INTERRUPTED_PROGRESS": str(progress)}
     with (progress / "output").open("wb") as output:
         return subprocess.Popen(

@@ -1,5 +1,6 @@
 """What the plugin promises of a run by several workers, seen from outside."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,8 @@ def test_a_file_stays_on_one_worker_and_so_do_all_that_share_the_platform(tmp_pa
         (tmp_path / f"test_alone{number}.py").write_text(_FILE.format(argument="", group=f"alone{number}"))
         (tmp_path / f"test_shared{number}.py").write_text(_FILE.format(argument=", platform", group="shared"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50)
+    apart = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLIPCOVER"))}  # not this run's workers
+    done = subprocess.run(command, cwd=tmp_path, env=apart, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     workers: dict[str, set[str]] = {}
     for group, worker in (line.split() for line in (tmp_path / "seen.txt").read_text().splitlines()):
