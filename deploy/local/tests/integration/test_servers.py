@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis as Client
 
 from tessera.local.errors import NotReadyError
-from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
+from tessera.local.kafka import Kafka, KafkaDistribution, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
 from tessera.local.postgres import Postgres
 from tessera.local.redis import Redis, redis_answers
@@ -32,6 +33,17 @@ def _kafka(folder: Path) -> Kafka:
     distribution = cached_distribution()
     distribution.ensure()
     return Kafka(folder / "kafka", ports["broker"], ports["controller"], distribution, KafkaLimits(heap_megabytes=256))
+
+
+def test_kafkas_classes_come_from_the_archive_also_where_the_cache_is_a_link(folder: Path) -> None:
+    """Java says nothing when it refuses an archive; it only starts later."""
+    (folder / "link").symlink_to(cached_distribution().folder)
+    distribution = KafkaDistribution(folder / "link")
+    distribution.ensure()
+    command = distribution.java(f"-XX:SharedArchiveFile={distribution.archive}", "-Xlog:class+load", "kafka.Kafka")
+    loaded = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    (line,) = [line for line in loaded.splitlines() if " kafka.Kafka " in line]
+    assert line.endswith("source: shared objects file (top)")
 
 
 def _topics(kafka: Kafka) -> set[str]:

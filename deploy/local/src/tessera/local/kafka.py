@@ -5,6 +5,8 @@ Jars and a class data archive are fetched and built once into the cache (about 4
 
 import asyncio
 import base64
+import hashlib
+import json
 import os
 import signal
 import ssl
@@ -25,11 +27,12 @@ from tessera.local.files import locked, replace_text
 from tessera.local.folders import RECIPES, cache
 from tessera.local.ports import LOOPBACK, accepts_connections, free_ports
 from tessera.local.processes import Command, Server, run_apart
-from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, maven
+from tessera.local.tools import ALTERNATIVE, KAFKA_VERSION, java, java_version, maven
 
 _MAVEN_TIMEOUT_SECONDS = 600
 _USERS = "users.arguments"
 _ARCHIVING_SECONDS = 120  # the archive is written on the way out, and a kill would lose it
+_QUIETLY = ("-Xshare:auto", "-Xlog:cds=off", "-Xlog:cds+dynamic=off")
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -139,13 +142,19 @@ class KafkaDistribution:
 
     @property
     def archive(self) -> Path:
-        """Class data archive; a missing or stale one only slows the start."""
-        return self.folder / "kafka.jsa"
+        """Class data archive of these jars, where they lie, for this Java; a missing one only slows the start.
+
+        Java refuses, without a word, an archive that another build wrote or whose jars have moved or been written again: such a one has
+        another name, so that it is seen to be missing. Raises MissingToolError.
+        """
+        seen = [(str(jar), int((state := jar.stat()).st_mtime), state.st_size) for jar in self._class_path()]
+        key = hashlib.sha256(json.dumps([java_version(java()), seen]).encode()).hexdigest()[:16]
+        return self.folder / f"kafka-{key}.jsa"
 
     @property
     def class_path(self) -> str:
         """The jars in sorted order: with a wildcard the archive is refused."""
-        return os.pathsep.join(str(jar) for jar in sorted(self.jars.glob("*.jar")))
+        return os.pathsep.join(map(str, self._class_path()))
 
     def java(self, *arguments: str, heap_megabytes: int = 256) -> list[str]:
         """A Java command on these jars that starts fast rather than peaks high."""
@@ -185,19 +194,29 @@ class KafkaDistribution:
                 raise LocalError(f"Maven could not fetch Kafka {KAFKA_VERSION}. {ALTERNATIVE}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
             target.rename(self.jars)
 
+    def _class_path(self) -> list[Path]:
+        """By their real paths: the archive knows the jars by name, also where the cache is reached by a link."""
+        return sorted(self.jars.resolve().glob("*.jar"))
+
     def _build_archive(self) -> None:
-        """Run a broker once and let it write down the classes that it loaded."""
+        """Replaces those that are of no use any more; a broker that still runs on one keeps it open."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="archiving-") as scratch:
-            ports = free_ports(("kafka", "controller"))
             written = Path(scratch) / "kafka.jsa"
-            broker = Kafka(Path(scratch) / "node", ports["kafka"], ports["controller"], self, archiving_to=written)
-            try:
-                broker.start()
-                broker.wait_ready()
-            finally:
-                broker.stop()
+            self._write_archive(written)
             if written.exists():
+                for stale in self.folder.glob("kafka*.jsa"):
+                    stale.unlink()
                 written.rename(self.archive)
+
+    def _write_archive(self, file: Path) -> None:
+        """Run a broker once and let it write down the classes that it loaded."""
+        ports = free_ports(("kafka", "controller"))
+        broker = Kafka(file.parent / "node", ports["kafka"], ports["controller"], self, archiving_to=file)
+        try:
+            broker.start()
+            broker.wait_ready()
+        finally:
+            broker.stop()
 
 
 def cached_distribution() -> KafkaDistribution:
@@ -250,10 +269,12 @@ class Kafka(Server):
         if self._security is not None:
             self._write_keystore(self._security)
         replace_text(self._properties, self._configuration(), mode=0o600 if self._security else 0o644)
-        if (self.folder / "data" / "meta.properties").exists():
-            return
+        if not (self.folder / "data" / "meta.properties").exists():
+            self._format()
+
+    def _format(self) -> None:
         tool = f"kafka.tools.StorageTool format -t {_cluster_id()} -c server.properties --standalone -g{self._users()}"
-        done = subprocess.run(self._distribution.java(tool), cwd=self.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(self._distribution.java(*self._sharing(), tool), cwd=self.folder, capture_output=True, text=True, check=False)
         (self.folder / _USERS).unlink(missing_ok=True)
         if done.returncode != 0:
             raise LocalError(f"Kafka's data folder could not be formatted:\n{done.stdout}{done.stderr}")
@@ -272,21 +293,20 @@ class Kafka(Server):
 
     def command(self) -> Command:
         """Java on the cached jars; relative paths resolve from the node's folder."""
-        share = (
-            f"-XX:ArchiveClassesAtExit={self._archiving_to}"
-            if self._archiving_to
-            else f"-XX:SharedArchiveFile={self._distribution.archive}"
-        )
-        quiet = ["-Xshare:auto", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+        share = [f"-XX:ArchiveClassesAtExit={self._archiving_to}", *_QUIETLY] if self._archiving_to else self._sharing()
         heap = self._limits.heap_megabytes
         return Command(
-            program=tuple(self._distribution.java(share, *quiet, "kafka.Kafka server.properties", heap_megabytes=heap)),
+            program=tuple(self._distribution.java(*share, "kafka.Kafka server.properties", heap_megabytes=heap)),
             cwd=self.folder,
             stop_signal=signal.SIGTERM,
             lock=self.folder / "node.lock",
             ports=(self.port, self._controller_port, *([self._security.mutual_port] if self._security else [])),
             record=self._record,
         )
+
+    def _sharing(self) -> list[str]:
+        """Options for a start with the class data archive, where there is one."""
+        return [f"-XX:SharedArchiveFile={self._distribution.archive}", *_QUIETLY]
 
     def answers(self) -> bool:
         """Whether a client gets metadata that names a broker."""

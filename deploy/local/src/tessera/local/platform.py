@@ -139,7 +139,7 @@ class Platform:
             self.supervisor.end_orphans()
         distribution = cached_distribution()
         if "KAFKA_BOOTSTRAP_SERVERS" not in self.plan.given and not distribution.is_complete():
-            with step("fetching Kafka"):
+            with step("Kafka's class data archive" if distribution.jars.exists() else "fetching Kafka"):
                 distribution.ensure()
         for server in self.plan.servers:
             server.prepare()

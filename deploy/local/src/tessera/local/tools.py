@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from tessera.local.errors import MissingToolError
@@ -35,13 +36,24 @@ def java() -> str:
     found = next((path for path in candidates if path and os.access(path, os.X_OK)), None)
     if found is None:
         raise MissingToolError(f"Java is missing: install a Java {JAVA_MINIMUM}+ runtime (on Debian: default-jre-headless). {ALTERNATIVE}")
-    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    told = java_version(found)
     version = re.search(r'version "(\d+)', told)
     if version is None or int(version.group(1)) < JAVA_MINIMUM:
         raise MissingToolError(
             f"Java {JAVA_MINIMUM} or newer is needed, {found} says {told.partition(chr(10))[0]!r}: install it. {ALTERNATIVE}"
         )
     return found
+
+
+def java_version(program: str) -> str:
+    """All that a Java says of itself: its version and its build."""
+    return _told_by_java(program, Path(program).stat().st_mtime_ns)
+
+
+@lru_cache
+def _told_by_java(program: str, _written: int) -> str:
+    """Asking takes a tenth of a second: once per process, unless the program was replaced."""
+    return subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
 
 
 def maven() -> str:
