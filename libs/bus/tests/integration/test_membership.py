@@ -17,6 +17,7 @@ from tessera.contracts.events import MessagePublished, TenantChanged
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
 from tessera.testkit import CloudEventProducer, eventually
+from tessera.testkit.kafka import CopiedKafka
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 BROKER_FREEZES = True
@@ -46,11 +47,12 @@ def partitions(running: Any) -> int:
     return int(running.bus.consumer("ingestion").status().partitions)
 
 
-@pytest.fixture
-def own_kafka(tmp_path: Any) -> Iterator[Kafka]:
-    """A broker that this test may kill and freeze."""
+@pytest.fixture(scope="module")
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A broker that these tests may kill and freeze; each leaves it running."""
     ports = free_ports(("broker", "controller"))
-    kafka = Kafka(tmp_path / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
+    folder = tmp_path_factory.mktemp("own")
+    kafka = CopiedKafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
     kafka.start()
     kafka.wait_ready()
     yield kafka

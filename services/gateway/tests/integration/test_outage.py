@@ -18,6 +18,7 @@ from tessera.gateway.domain import keys
 from tessera.local.kafka import Kafka, KafkaLimits, cached_distribution
 from tessera.local.ports import free_ports
 from tessera.testkit import CloudEventProducer, ServiceProcess, Stack, Wire, eventually_blocking, http_request, new_database
+from tessera.testkit.kafka import CopiedKafka
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -68,7 +69,7 @@ class Exposed:
 
     @contextmanager
     def restarted(self, **environment: str) -> Iterator[None]:
-        """Inside, the gateway was started with these variables while Kafka was away; afterwards it is as before, and so is Kafka."""
+        """Inside, the gateway was started with these variables while Kafka was away; afterwards it has them no more, and Kafka is back."""
         self.process.stop()
         self.kafka.kill()
         self.process.override(**environment)
@@ -78,10 +79,11 @@ class Exposed:
             yield
         finally:
             self.start_kafka()
-            self.process.stop()
-            self.process.override(**dict.fromkeys(environment, ""))
-            self.process.start()
-            self.process.wait_ready()
+            if environment:
+                self.process.stop()
+                self.process.override(**dict.fromkeys(environment, ""))
+                self.process.start()
+                self.process.wait_ready()
 
     def live(self) -> bool:
         """Whether it is there at all."""
@@ -95,7 +97,7 @@ class Exposed:
 def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
     ports = free_ports(("broker", "controller"))
     folder: Path = tmp_path_factory.mktemp("exposed")
-    kafka = Kafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
+    kafka = CopiedKafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
     database = new_database(stack, ["gateway"])
     wire = Wire(database.settings("gateway").port)
     key = keys.generate("test").reveal()
@@ -234,21 +236,14 @@ def test_started_without_kafka_it_refuses_with_a_reason_and_serves_once_kafka_is
         assert exposed.request("GET", "/v1/models").status_code == 200
 
 
-def test_started_without_kafka_it_spools_and_hands_over_once_kafka_is_there(exposed: Exposed) -> None:
-    spool = exposed.folder / "spool-at-start"
-    with exposed.restarted(TESSERA_GATEWAY__SPOOL__FOLDER=str(spool)):
+def test_started_without_kafka_it_spools_unless_its_disk_fails_and_hands_over_once_kafka_is_there(exposed: Exposed) -> None:
+    spool, away = exposed.folder / "spool", exposed.folder / "spool-away"
+    with exposed.restarted(TESSERA_GATEWAY__SPOOL__FOLDER=str(spool), TESSERA_GATEWAY__SPOOL__SEGMENT_BYTES="4096"):
         eventually_blocking(lambda: exposed.health()["status"] == "degraded", PATIENCE)
         kept = exposed.remember("said before Kafka was there")
         assert (kept.status_code, kept.json()["status"]) == (202, "spooled")
         assert exposed.request("GET", "/v1/models").status_code == 503
-        exposed.start_kafka()
-        eventually_blocking(lambda: exposed.request("GET", "/v1/spool").json()["spool"]["records"] == 0, PATIENCE)
-        exposed.serves()
 
-
-def test_a_spool_whose_disk_fails_refuses_what_kafka_does_not_take_and_recovers(exposed: Exposed) -> None:
-    spool, away = exposed.folder / "spool-that-fails", exposed.folder / "spool-away"
-    with exposed.restarted(TESSERA_GATEWAY__SPOOL__FOLDER=str(spool), TESSERA_GATEWAY__SPOOL__SEGMENT_BYTES="4096"):
         assert exposed.remember("x" * 5_000).json()["status"] == "spooled"
         spool.rename(away)
         refused = exposed.remember("x" * 5_000)
@@ -258,5 +253,7 @@ def test_a_spool_whose_disk_fails_refuses_what_kafka_does_not_take_and_recovers(
         away.rename(spool)
         assert exposed.remember("x" * 5_000).json()["status"] == "spooled"
         eventually_blocking(lambda: exposed.health()["status"] == "degraded", PATIENCE)
+
         exposed.start_kafka()
         eventually_blocking(lambda: exposed.request("GET", "/v1/spool").json()["spool"]["records"] == 0, PATIENCE)
+        exposed.serves()

@@ -18,6 +18,7 @@ from tessera.local.postgres import Postgres
 from tessera.local.processes import Server
 from tessera.local.redis import Redis
 from tessera.testkit.fault_proxy import FaultProxy
+from tessera.testkit.kafka import CopiedKafka
 from tessera.testkit.stack import Stack
 
 SESSION_SECONDS = 3
@@ -27,7 +28,7 @@ _FILLINGS = 20
 _MEGABYTE = 1024 * 1024
 
 
-class _FrontedKafka(Kafka):
+class _FrontedKafka(CopiedKafka):
     """Sends its clients to the proxy."""
 
     proxy: FaultProxy

@@ -22,6 +22,7 @@ from tessera.local.processes import Server, recorded, uninterrupted
 from tessera.local.redis import Redis, program, redis_answers
 from tessera.local.tools import java
 from tessera.testkit import containers
+from tessera.testkit.kafka import CopiedKafka
 
 _PREFIX = "tessera-test-"
 _OWNER = "owner.json"
@@ -99,7 +100,7 @@ class Stack:
             self.kafka_bootstrap_servers = self._cleanup.enter_context(containers.kafka())
             return
         ports = free_ports(("broker", "controller"))
-        self.kafka = Kafka(self.folder / "kafka", ports["broker"], ports["controller"], distribution, self.kafka_limits)
+        self.kafka = CopiedKafka(self.folder / "kafka", ports["broker"], ports["controller"], distribution, self.kafka_limits)
         self._own(self.kafka)
         self.kafka_bootstrap_servers = self.kafka.bootstrap_servers
 
