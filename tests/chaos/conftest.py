@@ -1,13 +1,15 @@
-"""Two platforms: one on which something is killed, and one on which nothing is; on servers that no other test depends on."""
+"""Two platforms: one on which something is killed, on servers that no other test depends on, and the run's own, on which nothing is."""
 
+import secrets
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from chaos.world import World
 
 from tessera.testkit import Stack
-from tessera.testkit.breakable import BreakableStack
 from tessera.testkit.platform import Platform
+
+_running: list[World] = []
 
 
 @pytest.fixture(scope="module")
@@ -19,33 +21,33 @@ def killable() -> Iterator[Stack]:
     started.stop()
 
 
-@pytest.fixture(scope="module")
-def breakable() -> Iterator[BreakableStack]:
-    """A stack that may be killed: after a kill, Kafka first reads again whatever all tests before have written."""
-    started = BreakableStack()
-    started.start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="module")
-def pair(breakable: BreakableStack) -> Iterator[tuple[Platform, Platform]]:
-    """(unkilled, killed)."""
-    platforms = (Platform(breakable), Platform(breakable))
-    try:
-        with ThreadPoolExecutor(2) as starting:
-            list(starting.map(Platform.start, platforms))
-        yield platforms
-    finally:
-        for platform in platforms:
-            platform.stop()
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """What may be killed: one for all files that mark themselves as of the platform's group."""
+    made = World(secrets.randbelow(2**31))
+    made.start()
+    _running.append(made)
+    yield made
+    made.stop()
 
 
 @pytest.fixture
-def unkilled(pair: tuple[Platform, Platform]) -> Platform:
-    return pair[0]
+def unkilled(platform: Platform) -> Platform:
+    return platform
 
 
 @pytest.fixture
-def killed(pair: tuple[Platform, Platform]) -> Platform:
-    return pair[1]
+def killed(world: World) -> Platform:
+    return world.platform
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the world after the last test that uses it, as the platform is stopped."""
+    if _uses_world(item) and (nextitem is None or not _uses_world(nextitem)):
+        while _running:
+            _running.pop().stop()
+
+
+def _uses_world(item: pytest.Item) -> bool:
+    return "world" in getattr(item, "fixturenames", ())

@@ -1,9 +1,7 @@
 """The quick part of `make chaos` (docs/reliability.md): a few rows of the matrix, one scene each, on one platform."""
 
 import random
-import secrets
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from chaos.injecting import publish
@@ -11,17 +9,9 @@ from chaos.matrix import ROWS, play, play_kills
 from chaos.observing import rows
 from chaos.world import World
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420), pytest.mark.xdist_group("platform")]
 
 QUICK = ("postgres_killed", "resets")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(secrets.randbelow(2**31))
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -76,6 +76,7 @@ def service_process(stack: Stack) -> Iterator[ServiceFactory]:
 
 
 SUITES = ("bench", "chaos", "e2e", "contract", "integration", "unit")
+_GROUP = "xdist_group"
 _SHARED = "platform"
 """Tests that use the run's one platform follow one another on one worker: it is started once, and stopped when the last is through."""
 _ELAPSED = pytest.StashKey[dict[str, tuple[int, float]]]()
@@ -94,16 +95,28 @@ def shares_platform(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures; what takes longest comes first."""
+    """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures; what takes longest comes first.
+
+    A file that shares more with others names their group: `pytest.mark.xdist_group("platform")`.
+    """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_SHARED if shares_platform(item) else item.location[0]))
+        if item.get_closest_marker(_GROUP) is None:
+            item.add_marker(pytest.mark.xdist_group(_SHARED if shares_platform(item) else item.location[0]))
     yield
     items.sort(key=_turn)  # stable: within a suite the order that pytest-randomly chose stays
 
 
-def _turn(item: pytest.Item) -> int:
-    """The platform's tests together, then suite after suite: short tests at the end keep every worker busy until then."""
-    return -1 if shares_platform(item) else SUITES.index(suite_of(item.nodeid, item.keywords))
+def _turn(item: pytest.Item) -> tuple[int, int]:
+    """The platform's tests together, then suite after suite: short tests at the end keep every worker busy until then.
+
+    Of the platform's, those that break another one beside it come last, and its companions behind them: two platforms are up only as long
+    as they must be.
+    """
+    suite = SUITES.index(suite_of(item.nodeid, item.keywords))
+    if shares_platform(item):
+        return 0, int(suite == SUITES.index("chaos"))
+    group = item.get_closest_marker(_GROUP)
+    return (1, suite) if group is not None and group.args == (_SHARED,) else (2, suite)
 
 
 class _Clock:
