@@ -122,15 +122,19 @@ def test_a_changed_setting_restarts_only_its_service(command: Command, home: Pat
     assert changed == ["retention"]
 
 
-def test_a_port_that_somebody_took_meanwhile_is_given_up(command: Command, home: Path) -> None:
+def test_stop_leaves_no_process_and_no_port_and_one_that_somebody_takes_then_is_given_up(command: Command, home: Path) -> None:
+    processes = _processes(home)
     command("stop")
+    assert psutil.wait_procs(list(processes.values()), 5)[1] == []
     remembered = json.loads((home / "ports.json").read_text())
+    assert [name for name, port in remembered.items() if not is_free(port)] == []
     taker = subprocess.Popen(
         [sys.executable, "-m", "http.server", str(remembered["kafka"]), "--bind", "127.0.0.1"], stderr=subprocess.DEVNULL
     )
     try:
         command("run")
         assert json.loads((home / "ports.json").read_text())["kafka"] != remembered["kafka"]
+        assert _processes(home).keys() == processes.keys()
     finally:
         taker.kill()
         taker.wait()
@@ -176,11 +180,3 @@ def test_servers_that_are_there_already_are_used_and_left_alone(elsewhere: dict[
     finally:
         _tessera_local(state, "stop", **addresses)
     assert all(server.answers() for server in elsewhere.values())
-
-
-def test_stop_leaves_no_process_and_no_port(command: Command, home: Path) -> None:
-    processes = _processes(home)
-    command("stop")
-    assert psutil.wait_procs(list(processes.values()), 5)[1] == []
-    ports = json.loads((home / "ports.json").read_text())
-    assert [name for name, port in ports.items() if not is_free(port)] == []
