@@ -17,7 +17,7 @@ from kafka_records import produce
 from openai import APIStatusError, OpenAI
 
 from tessera.client import Tessera, read_your_writes
-from tessera.testkit import Stack, eventually_blocking
+from tessera.testkit import eventually_blocking
 from tessera.testkit.platform import Platform
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -300,21 +300,11 @@ def test_the_sdk_waits_for_what_it_wrote(application: Application) -> None:
         assert [memory["origin_id"] for memory in found["data"]] == [written["event_id"]]
 
 
-@pytest.fixture(scope="module")
-def fragile(stack: Stack) -> Iterator[Platform]:
-    """A gateway and a memory that may be killed."""
-    started = Platform(stack, services=("gateway", "memory"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
-
-
-def test_a_reader_is_answered_although_memory_dies_while_it_waits(fragile: Platform) -> None:
-    application, memory = Application(fragile, "killed"), fragile.processes["memory"]
+def test_a_reader_is_answered_although_memory_dies_while_it_waits(application: Application) -> None:
+    """The memory of all tests: it is back when this one ends."""
+    platform, memory = application.platform, application.platform.processes["memory"]
     answers: list[Any] = []
-    _control(fragile, "ingestion", "pause", "paused")
+    _control(platform, "ingestion", "pause", "paused")
     name, token = application.written()
     reader = threading.Thread(
         target=lambda: answers.append(application.found(name, level="read_your_writes", token=token, wait_seconds=14))
