@@ -151,10 +151,12 @@ def _drained(spooling: Platform) -> None:
 EMPTY = {"enabled": True, "records": 0, "bytes": 0, "oldest_accepted_at": None, "full": False}
 
 
-def test_kafka_dies_then_the_gateway(spooling: Platform, tenant: str, key: str) -> None:
-    gateway = spooling.processes["gateway"]
+def test_kafka_dies_then_the_gateway_between_the_disk_and_an_answer(spooling: Platform, tenant: str, key: str) -> None:
+    gateway, names = spooling.processes["gateway"], [f"m-{number}" for number in range(8)]
+    _restart(spooling, TESSERA_GATEWAY__CRASH_POINT=f"spooled_before_answer:{len(names) + 1}")
+    _joined(gateway)
     with _away(spooling):
-        answers = [_say(spooling, key, f"m-{number}") for number in range(8)]
+        answers = [_say(spooling, key, name) for name in names]
         assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "spooled")] * 8
         assert _status(spooling, key, "m-3") == "spooled"
         listed = spooling.request("GET", "/v1/spool", params={"limit": 3}).json()
@@ -163,13 +165,18 @@ def test_kafka_dies_then_the_gateway(spooling: Platform, tenant: str, key: str) 
         assert spooling.request("GET", "/v1/status").json()["spool"]["records"] == 8
         eventually_blocking(lambda: gateway.get_admin("/health/ready")[1].find('"degraded"') > 0, PATIENCE_SECONDS)
         assert gateway.get_admin("/health/ready")[0] == 200
-        gateway.kill()
-        gateway.start()
+        with pytest.raises(httpx.TransportError):
+            _say(spooling, key, "unanswered")
+        eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
+        _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="")
     _joined(gateway)
-    _searchable(spooling, key, *(f"m-{number}" for number in range(8)))
-    assert rows(spooling, ORIGINS, tenant) == [(f"m-{number}",) for number in range(8)]
-    assert list(dict.fromkeys(_ids(spooling, tenant))) == [f"m-{number}" for number in range(8)], "in the order of acceptance"
+    _searchable(spooling, key, *names, "unanswered")
+    assert rows(spooling, ORIGINS, tenant) == [(name,) for name in (*names, "unanswered")]
+    assert list(dict.fromkeys(_ids(spooling, tenant))) == [*names, "unanswered"], "in the order of acceptance"
     _drained(spooling)
+    assert _say(spooling, key, "unanswered").json()["status"] == "accepted", "the client repeats"
+    eventually_blocking(lambda: repeated(records(spooling, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
+    assert rows(spooling, ORIGINS, tenant) == [(name,) for name in (*names, "unanswered")]
 
 
 def test_new_events_of_a_key_wait_behind_the_spooled_ones(spooling: Platform, tenant: str, key: str) -> None:
@@ -183,22 +190,6 @@ def test_new_events_of_a_key_wait_behind_the_spooled_ones(spooling: Platform, te
     assert list(dict.fromkeys(_ids(spooling, tenant))) == names
     _drained(spooling)
     assert _say(spooling, key, "last").json()["status"] == "accepted"
-
-
-def test_killed_between_the_disk_and_the_answer(spooling: Platform, tenant: str, key: str) -> None:
-    gateway = spooling.processes["gateway"]
-    _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="spooled_before_answer")
-    _joined(gateway)
-    with _away(spooling):
-        with pytest.raises(httpx.TransportError):
-            _say(spooling, key, "unanswered")
-        eventually_blocking(lambda: gateway.exit_code == -signal.SIGKILL, PATIENCE_SECONDS)
-        _restart(spooling, TESSERA_GATEWAY__CRASH_POINT="")
-    _joined(gateway)
-    _searchable(spooling, key, "unanswered")
-    assert _say(spooling, key, "unanswered").json()["status"] == "accepted", "the client repeats"
-    eventually_blocking(lambda: repeated(records(spooling, f"ingest.{tenant}", tenant)) >= 1, PATIENCE_SECONDS)
-    assert rows(spooling, ORIGINS, tenant) == [("unanswered",)]
 
 
 def test_killed_between_kafka_and_the_deletion(spooling: Platform, tenant: str, key: str) -> None:
