@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -40,12 +39,16 @@ async def connections(prepared: PostgresDatabase) -> AsyncIterator[Connections]:
     await administrator.close()
 
 
-async def test_postgres_goes_and_comes_back(
-    others: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
-) -> None:
-    service = new_generator()
-    await asyncio.to_thread(service.start)
-    await asyncio.to_thread(service.wait_ready)
+@pytest.fixture(scope="module")
+def service(new_generator: Callable[..., ServiceProcess]) -> ServiceProcess:
+    """One generator, which outlives every outage, and keeps what it has begun for as long."""
+    process = new_generator(TESSERA_GENERATOR__LEASE_SECONDS="120")
+    process.start()
+    process.wait_ready()
+    return process
+
+
+async def test_postgres_goes_and_comes_back(others: Any, connections: Connections, service: ServiceProcess, new_job: NewJobs) -> None:
     await others.end_of(await others.ask(new_job("local/quote")))
     await connections.cut()
     await eventually(lambda: service.readiness("postgres") == (503, "unavailable", "open"))
@@ -58,11 +61,8 @@ async def test_postgres_goes_and_comes_back(
 
 
 async def test_a_providers_stream_goes_on_while_postgres_is_away(
-    others: Any, upstream: Any, connections: Connections, new_generator: Callable[..., ServiceProcess], new_job: NewJobs
+    others: Any, upstream: Any, connections: Connections, service: ServiceProcess, new_job: NewJobs
 ) -> None:
-    service = new_generator(TESSERA_GENERATOR__LEASE_SECONDS="120")
-    await asyncio.to_thread(service.start)
-    await asyncio.to_thread(service.wait_ready)
     upstream.streams_endlessly()
     generation_id = await others.ask(new_job("up"))
     await others.spoken(generation_id, chunks=3)
