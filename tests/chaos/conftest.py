@@ -8,8 +8,7 @@ from chaos.world import World
 
 from tessera.testkit import Stack
 from tessera.testkit.platform import Platform
-
-_running: list[World] = []
+from tessera.testkit.plugin import until_last_use
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def world() -> Iterator[World]:
     """What may be killed: one for all files that mark themselves as of the platform's group."""
     made = World(secrets.randbelow(2**31))
     made.start()
-    _running.append(made)
+    until_last_use("world", made.stop)
     yield made
     made.stop()
 
@@ -39,15 +38,3 @@ def unkilled(platform: Platform) -> Platform:
 @pytest.fixture
 def killed(world: World) -> Platform:
     return world.platform
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Stop the world after the last test that uses it, as the platform is stopped."""
-    if _uses_world(item) and (nextitem is None or not _uses_world(nextitem)):
-        while _running:
-            _running.pop().stop()
-
-
-def _uses_world(item: pytest.Item) -> bool:
-    return "world" in getattr(item, "fixturenames", ())

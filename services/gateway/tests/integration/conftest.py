@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from tessera.contracts.catalogue import topic_of
 from tessera.contracts.events import ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
 from tessera.testkit import PostgresDatabase, ServiceProcess, Stack, eventually_blocking, http_client, new_database, unique_kafka_prefix
+from tessera.testkit.plugin import until_last_use
 
 Script = Callable[["Heard"], list[EventData]]
 
@@ -129,6 +131,12 @@ REQUESTS = (
 )
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All that use the gateway follow one another on one worker."""
+    if "gateway" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("gateway"))
+
+
 @pytest.fixture(scope="session")
 def gateway(stack: Stack) -> Iterator[Gateway]:
     prefix = unique_kafka_prefix()
@@ -146,6 +154,13 @@ def gateway(stack: Stack) -> Iterator[Gateway]:
     }
     process = ServiceProcess("gateway", stack, database, prefix, environment)
     peer = Peer(stack.kafka_bootstrap_servers, prefix)
+
+    @cache
+    def stop() -> None:
+        peer.stop()
+        process.stop()
+        database.drop()
+
     try:
         process.start()
         process.wait_ready()
@@ -155,8 +170,7 @@ def gateway(stack: Stack) -> Iterator[Gateway]:
         running = Gateway(process, key, peer, database)
         with running.http() as client:
             eventually_blocking(lambda: len(client.get("/v1/models").json()["data"]) == len(MODELS))
+        until_last_use("gateway", stop)
         yield running
     finally:
-        peer.stop()
-        process.stop()
-        database.drop()
+        stop()

@@ -79,6 +79,7 @@ SUITES = ("bench", "chaos", "e2e", "contract", "integration", "unit")
 _GROUP = "xdist_group"
 _SHARED = "platform"
 """Tests that use the run's one platform follow one another on one worker: it is started once, and stopped when the last is through."""
+_ends: dict[str, Callable[[], None]] = {}
 _ELAPSED = pytest.StashKey[dict[str, tuple[int, float]]]()
 
 
@@ -97,7 +98,7 @@ def shares_platform(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Under pytest-xdist a file stays together on one worker, for the sake of its module's fixtures; what takes longest comes first.
 
-    A file that shares more with others names their group: `pytest.mark.xdist_group("platform")`.
+    Files that share more name a group: `pytest.mark.xdist_group("platform")`.
     """
     for item in items:
         if item.get_closest_marker(_GROUP) is None:
@@ -106,17 +107,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     items.sort(key=_turn)  # stable: within a suite the order that pytest-randomly chose stays
 
 
-def _turn(item: pytest.Item) -> tuple[int, int]:
+def _turn(item: pytest.Item) -> tuple[int, int, str]:
     """The platform's tests together, then suite after suite: short tests at the end keep every worker busy until then.
 
-    Of the platform's, those that break another one beside it come last, and its companions behind them: two platforms are up only as long
-    as they must be.
+    Of the platform's group, those come last that break another one beside it, so that two are up only as long as they must be. The tests of
+    any other group that files name stand together too.
     """
     suite = SUITES.index(suite_of(item.nodeid, item.keywords))
-    if shares_platform(item):
-        return 0, int(suite == SUITES.index("chaos"))
-    group = item.get_closest_marker(_GROUP)
-    return (1, suite) if group is not None and group.args == (_SHARED,) else (2, suite)
+    (group,) = {str(marker.args[0]) for marker in item.iter_markers(_GROUP)}
+    if group == _SHARED:
+        return 0 if shares_platform(item) else 1, int(suite == SUITES.index("chaos")), ""
+    return 2, suite, "" if group == item.location[0] else group
+
+
+def until_last_use(fixture: str, stop: Callable[[], None]) -> None:
+    """Call `stop` after the last test that uses this fixture of the session, instead of at its end: what idles slows all that follows.
+
+    Its tests must stand together: they are of the platform's group, or of one that their files name.
+    """
+    _ends[fixture] = stop
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop what no test that follows uses."""
+    used, wanted = (set(getattr(each, "fixturenames", ())) for each in (item, nextitem))
+    for fixture in _ends.keys() & (used - wanted):
+        _ends.pop(fixture)()
 
 
 class _Clock:
