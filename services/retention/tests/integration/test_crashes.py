@@ -20,17 +20,11 @@ REPLY_PARTITION = 3
 KILLED = -9
 
 
-@pytest.fixture
-def world(make_world: Any) -> Any:
-    """One for each test: a killed service is not shared."""
-    return make_world()
-
-
-@pytest.mark.parametrize("crash_point", ["sweep_planned_before_commit", "sweep_asked_before_commit"])
-async def test_a_killed_sweep_goes_on_and_asks_for_each_memory_once(
-    service_process: ServiceFactory, world: Any, wire: Any, known: Any, crash_point: str
+async def test_a_sweep_killed_twice_goes_on_and_asks_for_each_memory_once(
+    service_process: ServiceFactory, world: Any, wire: Any, known: Any
 ) -> None:
-    environment = {"TESSERA_RETENTION__CRASH_POINT": crash_point, "TESSERA_RETENTION__SWEEPS__LEASE_SECONDS": "1"}
+    """Where its plan is made, and where it has asked."""
+    environment = {"TESSERA_RETENTION__CRASH_POINT": "sweep_planned_before_commit", "TESSERA_RETENTION__SWEEPS__LEASE_SECONDS": "1"}
     service = await asyncio.to_thread(
         service_process, "retention", database=world.database, kafka_prefix=world.kafka_prefix, environment=environment
     )
@@ -40,9 +34,10 @@ async def test_a_killed_sweep_goes_on_and_asks_for_each_memory_once(
     sweep_id = str(uuid4())
     asked = SweepRequested(reply_partition=REPLY_PARTITION, sweep_id=sweep_id, dry_run=False)
     await wire.send("sweep.requested", asked, key=wire.sweep_key(sweep_id))
-    await eventually(lambda: service.exit_code == KILLED)
-    service.override(TESSERA_RETENTION__CRASH_POINT="")
-    service.start()
+    for next_point in ("sweep_asked_before_commit", ""):
+        await eventually(lambda: service.exit_code == KILLED)
+        service.override(TESSERA_RETENTION__CRASH_POINT=next_point)
+        service.start()
     assert set(await wire.obey(sweep_id, 5)) == planned
     report = await wire.ended(sweep_id)
     assert (report.state, report.archived) == ("completed", 5)
