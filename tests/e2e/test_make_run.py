@@ -32,7 +32,8 @@ _GIVEN = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "REDIS_URL", "TESSERA_URL")
 def _environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _GIVEN}
     ours = {"TESSERA_HOME": str(home), "TESSERA_LOCAL__TOUR": "false", "TESSERA_LOCAL__KAFKA_HEAP_MEGABYTES": "320"}
-    return {**kept, **ours, "TESSERA_LOCAL__READY_SECONDS": "300", **settings}
+    fewer = {"TESSERA__KAFKA__KEYED_PARTITIONS": "4"}  # after each kill Kafka reads all again
+    return {**kept, **ours, **fewer, "TESSERA_LOCAL__READY_SECONDS": "300", **settings}
 
 
 @pytest.fixture(scope="module")
