@@ -174,6 +174,7 @@ def test_postgres_killed_inside_a_transaction(unkilled: Platform, killed: Platfo
     produce(unkilled, tenant, events)
     expected = settled(unkilled, MEMORIES, len(events), tenant)
     retried = counter(killed, "memory", RETRIED)
+    _all_indexed(killed)
     with table_held(killed, "memory.memory"):
         produce(killed, tenant, events)
         eventually_blocking(lambda: waiting_for_lock(killed), PATIENCE_SECONDS)
@@ -195,6 +196,7 @@ def test_kafka_killed_between_effect_and_publishing(unkilled: Platform, killed: 
     expected = settled(unkilled, MEMORIES, len(events), tenant)
     recorded = _recorded(unkilled, tenant, len(events))
     waited = _times_the_relay_waited(killed)
+    _all_indexed(killed)
     with table_held(killed, "memory.memory"):
         produce(killed, tenant, events)
         eventually_blocking(lambda: waiting_for_lock(killed), PATIENCE_SECONDS)
@@ -208,6 +210,11 @@ def test_kafka_killed_between_effect_and_publishing(unkilled: Platform, killed: 
     assert settled(killed, MEMORIES, len(events), tenant) == expected
     assert _recorded(killed, tenant, len(events)) == recorded
     _become_whole(unkilled, killed)
+
+
+def _all_indexed(platform: Platform) -> None:
+    """Waits until nothing of an earlier test is left to do, which would wait for the table, too."""
+    eventually_blocking(lambda: not rows(platform, "SELECT 1 FROM memory.index_task LIMIT 1"), PATIENCE_SECONDS)
 
 
 def _times_the_relay_waited(platform: Platform) -> int:
