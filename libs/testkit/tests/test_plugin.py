@@ -86,7 +86,8 @@ def test_what_files_share_ends_with_the_last_test_that_uses_it(tmp_path: Path) -
 
 def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, str(folder)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
+    apart = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SLIPCOVER"))}  # not this run's workers
+    return subprocess.run(command, cwd=folder, env=apart, capture_output=True, text=True, check=False, timeout=50)
 
 
 def test_a_file_stays_on_one_worker_and_so_do_all_that_share_the_platform_or_name_a_group(tmp_path: Path) -> None:
