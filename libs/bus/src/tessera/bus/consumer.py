@@ -49,12 +49,6 @@ _STALLED_AFTER: Final = timedelta(seconds=60)
 _LEAVE_WITHIN: Final = timedelta(seconds=10)
 _TENANT_PATTERN: Final = "[a-z0-9][a-z0-9_-]*"
 _STUCK_SHOWN: Final = 20
-_WORTH_A_FETCH: Final = 100
-"""Records beside which the costs of a fetch do not count."""
-_FETCH_AGAIN: Final = timedelta(milliseconds=2)
-"""How long the next fetch waits for those that were given records, while others have none."""
-_FETCH_AHEAD: Final = timedelta(milliseconds=50)
-"""How long it waits while all have some."""
 
 _log = get_logger(__name__)
 
@@ -106,8 +100,6 @@ class Consumer:
             surroundings.database,
         )
         self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
-        self._freed = asyncio.Event()
-        """Set when a loop has handled everything that it had."""
 
     # --- registration -----------------------------------------------------------------------------
     def transactional(self, event_class: type[D]) -> Callable[[OnTransaction[D]], OnTransaction[D]]:
@@ -309,22 +301,6 @@ class Consumer:
             loop = self._loops.get(TopicPartition(topic, number))
             if loop is not None:
                 loop.offer(group)
-        if len(records) < _WORTH_A_FETCH:
-            await self._awaiting_room()
-
-    async def _awaiting_room(self) -> None:
-        """Lets loops that work in batches finish what they have before more is fetched for them.
-
-        More could only wait, and each fetch costs as much as several events. Another partition's first record waits a little for it.
-        """
-        loops = self._loops.values()
-        if not any(isinstance(loop, TransactionalLoop) for loop in loops):
-            return
-        patience = _FETCH_AGAIN if any(loop.is_idle for loop in loops) else _FETCH_AHEAD
-        self._freed.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience.total_seconds()):
-                await self._freed.wait()
 
     async def _assign(self, partitions: Collection[TopicPartition]) -> None:
         """Begins a loop per partition. Never raises: what may fail is repeated inside the loop."""
@@ -332,9 +308,8 @@ class Consumer:
             _log.warning("no partition for this replica, it stands by: the group has more members than partitions", consumer=self._group)
         for partition in partitions:
             if partition not in self._loops:
-                loop = self._loops[partition] = self._loop(partition)
-                loop.on_idle = self._freed.set
-                loop.start()
+                self._loops[partition] = self._loop(partition)
+                self._loops[partition].start()
 
     async def _release(self, partitions: Iterable[TopicPartition]) -> None:
         """Finishes what is in hand on these partitions and commits, before anybody else gets them."""

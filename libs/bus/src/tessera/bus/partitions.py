@@ -92,10 +92,6 @@ class PartitionLoop(ABC):
         self._interrupted = False
         self._backing_off = False
         self._task: asyncio.Task[None] | None = None
-        self.is_idle = False
-        """Whether it has nothing to handle."""
-        self.on_idle: Callable[[], None] = lambda: None
-        """Called when it has nothing left to handle."""
         self.handled_at = time.monotonic()
 
     def start(self) -> None:
@@ -105,7 +101,6 @@ class PartitionLoop(ABC):
     def offer(self, records: Iterable[Record]) -> None:
         """Queues fetched records; fetching of this partition alone is paused while too many wait."""
         self._queue.extend(records)
-        self.is_idle = False
         self._arrived.set()
         if len(self._queue) >= self._high_water:
             self._hold()
@@ -197,13 +192,10 @@ class PartitionLoop(ABC):
         """Waits for records, or for those that are here to become ready. False when it is `until`."""
         self._arrived.clear()
         self.handled_at = time.monotonic()
-        self.is_idle = True
-        self.on_idle()
         limits = [limit for limit in (until, self._ready_at()) if limit is not None]
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(limits) - time.monotonic()) if limits else None):
                 await self._arrived.wait()
-        self.is_idle = False
         return until is None or time.monotonic() < until
 
     def _interrupt(self) -> None:
