@@ -1,5 +1,6 @@
 """What `make` says in a checkout where nothing was ever set up."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,10 @@ from tessera.local.folders import CHECKOUT
 
 def _make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(CHECKOUT / "Makefile", folder)
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    apart = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }  # not a part of `make test`
+    return subprocess.run(["make", *words], cwd=folder, env=apart, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("words", [["status"], ["logs"], ["env"], ["tour"], ["trace", "ID=1"]])
