@@ -3,13 +3,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas simulate bench-start bench-bus chaos
 
-# The newest suitable Python, for making the environment; everything else runs inside .venv.
+# The newest suitable Python, for making the environment; everything else runs inside it.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
-BIN := .venv/bin
+VENV := .tessera/venv
+BIN := $(VENV)/bin
 LOCAL := $(BIN)/tessera-local
 # Compiled modules lie beside the packages, also where the environment says not to write any: each start would compile all of them again.
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 SETUP = $(if $(SYSTEM_PYTHON),env -u PYTHONPYCACHEPREFIX PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=deploy/local/src $(SYSTEM_PYTHON) -m tessera.local.setup,@echo "Python 3.11 or newer is missing: install it (on Debian: python3 python3-venv). Or use \`docker compose up\`." >&2; exit 1;)
 
 # What is asked of a platform in a checkout where nothing was ever set up.
@@ -50,8 +51,9 @@ trace: ## Print the tree of spans of a request (ID=...)
 tour: ## Go on the tour again; the platform must run
 	$(LOCALLY) tour
 
-clean: ## Stop and delete data, logs and secrets (ALL=yes: downloads too)
+clean: ## Stop and delete data, logs and secrets (ALL=yes: downloads and the Python environment too)
 	@if [ -x $(LOCAL) ]; then $(LOCAL) clean $(if $(ALL),all); fi
+	$(if $(ALL),@rm -rf $(VENV) .tessera/cache .tessera/setup.lock && { rmdir .tessera 2>/dev/null || true; })
 
 check: setup ## Everything that can be said without running it: style, types, imports, locks, schemas, chart, compose, images
 	@$(BIN)/python deploy/tools/check.py

@@ -1,9 +1,12 @@
 """Fixtures for every test of the checkout."""
 
 import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
+# Also where pytest is started by hand: nothing is kept beside the one ignored folder.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parent / ".tessera" / "cache" / "hypothesis"))
 pytest_plugins = ["tessera.testkit.plugin"]
 
 # A shared machine may pause any example; what is slow by itself meets the time-out of its test.

@@ -16,7 +16,7 @@ PYTHON = sys.executable
 CHECKS: dict[str, list[str]] = {
     "format": [f"{BIN}/ruff", "format", "--check", "--quiet", "."],
     "lint": [f"{BIN}/ruff", "check", "--quiet", "."],
-    "imports": [f"{BIN}/lint-imports", "--no-logo"],
+    "imports": [f"{BIN}/lint-imports", "--no-logo", "--cache-dir", ".tessera/cache/import-linter"],
     "types": [f"{BIN}/mypy", *sorted(str(path) for path in (*ROOT.glob("*/*/src"), ROOT / "deploy/tools"))],
     "locks": [PYTHON, "deploy/tools/locks.py", "check"],
     "schemas": [PYTHON, "-m", "tessera.contracts.schemas", "check"],

@@ -42,7 +42,7 @@ def test_a_service_imports_only_what_it_declares(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_unit_tests_of_a_service_pass_without_the_other_five(service: str) -> None:
-    plugins = ("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "no:cacheprovider", "--ignore-glob=*/test_verdicts.py")
+    plugins = ("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "--ignore-glob=*/test_verdicts.py")
     done = _alone((f"tessera-{service}", *TOOLS), "pytest", "-q", "-x", *plugins, f"services/{service}/tests/unit")
     assert done.returncode == 0, _said(done)
     assert " passed" in done.stdout, _said(done)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tessera.local.folders import home
+from tessera.local.folders import ENVIRONMENT, home
 from tessera.local.ports import is_free
 from tessera.testkit import eventually_blocking
 
@@ -74,7 +74,8 @@ def scratch(tmp_path: Path) -> Path:
 def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", "--shared", str(CHECKOUT), str(folder)], check=True)
-    (folder / ".venv").symlink_to(CHECKOUT / ".venv")
+    (folder / ".tessera").mkdir()
+    (folder / ".tessera" / "venv").symlink_to(ENVIRONMENT)
     return folder
 
 

@@ -1,7 +1,7 @@
 """The tour: what Tessera does, on real input, in one readable script. docs/tour.md explains it.
 
     eval "$(make -s env)"
-    .venv/bin/python tests/e2e/tour.py
+    .tessera/venv/bin/python tests/e2e/tour.py
 
 It works in tenants of its own (`tour` and `tour-neighbour`), so it never touches anybody's data, and it can be run
 again at any time. Every step checks what it claims; the first one that does not hold ends the tour with exit code 1.

@@ -49,13 +49,21 @@ def test_logs_of_nobody_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_clean_keeps_downloads_unless_told_otherwise(home: Path) -> None:
-    for name in ("cache", "kafka", "logs"):
+    for name in ("cache", "kafka", "logs", "venv"):
         (home / name).mkdir(parents=True)
     (home / "secrets.json").write_text("{}")
     assert cli.main(["clean"]) == 0
-    assert [entry.name for entry in home.iterdir()] == ["cache"]
+    assert sorted(entry.name for entry in home.iterdir()) == ["cache", "venv"]
     assert cli.main(["clean", "all"]) == 0
-    assert list(home.iterdir()) == []
+    assert [entry.name for entry in home.iterdir()] == ["venv"]
+
+
+def test_what_only_setup_made_is_no_platform(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "venv").mkdir(parents=True)
+    assert cli.main(["stop"]) == 0
+    assert capsys.readouterr().out == "Nothing is running.\n"
+    assert cli.main(["status"]) == 1
+    assert [entry.name for entry in home.iterdir()] == ["venv"]
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,15 @@ def test_stopping_and_cleaning_nothing_is_no_error(tmp_path: Path, target: str) 
     assert [file.name for file in tmp_path.iterdir()] == ["Makefile"]
 
 
+def test_cleaning_all_deletes_downloads_and_environment_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("venv", "cache", "own"):
+        (tmp_path / ".tessera" / name).mkdir(parents=True)
+    assert _make(tmp_path, "clean").returncode == 0
+    assert (tmp_path / ".tessera" / "venv").exists()
+    assert _make(tmp_path, "clean", "ALL=yes").returncode == 0
+    assert [file.name for file in (tmp_path / ".tessera").iterdir()] == ["own"]
+
+
 def test_make_alone_lists_every_target_with_what_it_does(tmp_path: Path) -> None:
     listed = [line.split()[1] for line in _make(tmp_path).stdout.splitlines()]
     declared = next(line for line in (CHECKOUT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))

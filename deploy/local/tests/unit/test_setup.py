@@ -1,11 +1,14 @@
 """`make setup` and `make doctor`."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tessera.local import setup
 from tessera.local.errors import LocalError, MissingToolError
+from tessera.local.files import locked
 
 
 @pytest.fixture
@@ -14,11 +17,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     member.mkdir(parents=True)
     (member / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "requirements.lock").write_text("")
-    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".tessera" / "venv").mkdir(parents=True)
     monkeypatch.setattr(setup, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(setup, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(setup, "ENVIRONMENT", tmp_path / ".tessera" / "venv")
     monkeypatch.setattr(setup, "_LOCK", tmp_path / "requirements.lock")
-    monkeypatch.setattr(setup, "_STAMP", tmp_path / ".venv" / "stamp")
+    monkeypatch.setattr(setup, "_STAMP", tmp_path / ".tessera" / "venv" / "stamp")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "broker:9092")
     return tmp_path
 
@@ -28,14 +31,14 @@ def _refuse(*command: str) -> None:
 
 
 def test_nothing_is_done_when_nothing_changed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (checkout / ".venv" / "stamp").write_text(setup.fingerprint())
+    (checkout / ".tessera" / "venv" / "stamp").write_text(setup.fingerprint())
     monkeypatch.setattr(setup, "_run", _refuse)
     assert setup.main([]) == 0
 
 
 @pytest.mark.parametrize("changed", ["requirements.lock", "libs/one/pyproject.toml"])
 def test_a_changed_lock_or_member_renews_the_environment(checkout: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
-    (checkout / ".venv" / "stamp").write_text(setup.fingerprint())
+    (checkout / ".tessera" / "venv" / "stamp").write_text(setup.fingerprint())
     (checkout / changed).write_text("# another")
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(setup, "_run", lambda *command: commands.append(command))
@@ -44,16 +47,34 @@ def test_a_changed_lock_or_member_renews_the_environment(checkout: Path, monkeyp
     words = [" ".join(command) for command in commands]
     assert any("pip sync" in line and "--require-hashes" in line for line in words)
     assert any("--no-deps" in line and f"--editable {checkout / 'libs' / 'one'}" in line for line in words)
-    assert (checkout / ".venv" / "stamp").read_text() == setup.fingerprint()
+    assert (checkout / ".tessera" / "venv" / "stamp").read_text() == setup.fingerprint()
+
+
+def test_a_second_setup_waits_for_the_first_and_does_nothing_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, is_made = threading.Event(), setup._is_made
+
+    def looking(wanted: str) -> bool:
+        found = is_made(wanted)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(setup, "_is_made", looking)
+    monkeypatch.setattr(setup, "_run", _refuse)
+    with ThreadPoolExecutor(1) as other:
+        with locked(checkout / ".tessera" / "setup.lock"):
+            second = other.submit(setup.main, [])
+            assert looked.wait(10)
+            (checkout / ".tessera" / "venv" / "stamp").write_text(setup.fingerprint())
+        assert second.result(10) == 0
 
 
 def test_a_failed_step_leaves_the_environment_unfinished(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checkout / ".venv" / "bin").mkdir()
+    (checkout / ".tessera" / "venv" / "bin").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shutil.which", lambda _: "/bin/false")
         assert setup.main([]) == 1
     assert "failed; its message stands above" in capsys.readouterr().err
-    assert not (checkout / ".venv" / "stamp").exists()
+    assert not (checkout / ".tessera" / "venv" / "stamp").exists()
 
 
 def test_a_missing_program_is_told_before_anything_is_fetched(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tessera.local.console import say
 from tessera.local.environment import settings_file
 from tessera.local.errors import LocalError
-from tessera.local.folders import CHECKOUT, home
+from tessera.local.folders import CHECKOUT, home, kept
 from tessera.local.platform import NOT_RUNNING, Platform, exclusive
 from tessera.local.settings import LocalSettings
 
@@ -67,7 +67,7 @@ def tour(_: Sequence[str]) -> int:
 
 def stop(_: Sequence[str]) -> int:
     """Stop everything of this checkout."""
-    if not home().exists():
+    if not _was_used():
         say("Nothing is running.")
         return 0
     with exclusive(home()):
@@ -103,11 +103,12 @@ def env(_: Sequence[str]) -> int:
 
 
 def clean(names: Sequence[str]) -> int:
-    """Stop, then delete data, logs, traces and secrets; with `all` also what was downloaded."""
+    """Stop, then delete data, logs, traces and secrets; with `all` also what was downloaded. The environment this runs in stays."""
+    staying = kept(with_downloads="all" not in names)
     if home().exists():
         stop(())
         for entry in home().iterdir():
-            if entry.name != "cache" or "all" in names:
+            if entry.name not in staying:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     say("Deleted." if "all" in names else f"Deleted; downloads stay in {_shown(home() / 'cache')} (`make clean ALL=yes` deletes them too).")
     return 0
@@ -116,6 +117,11 @@ def clean(names: Sequence[str]) -> int:
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     function.__name__: function for function in (run, tour, stop, status, logs, env, clean)
 }
+
+
+def _was_used() -> bool:
+    """Whether there is more than `make setup` leaves."""
+    return home().exists() and any(entry.name not in kept() for entry in home().iterdir())
 
 
 def _platform(*, choose_ports: bool = False) -> Platform:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.local.errors import LocalError
-from tessera.local.folders import CHECKOUT, cache
+from tessera.local.files import locked
+from tessera.local.folders import CHECKOUT, ENVIRONMENT, SETUP_LOCK, cache
 from tessera.local.tools import KAFKA_NAMES, KAFKA_VERSION, java, maven, missing, python
 
 UV_VERSION = "0.13.8"
-ENVIRONMENT = CHECKOUT / ".venv"
 _STAMP = ENVIRONMENT / "tessera-setup.sha256"
 _LOCK = CHECKOUT / "requirements.lock"
 _KAFKA_IN_FILE = re.compile(rf"^[ \t]*(?:export[ \t]+)?(?:{'|'.join(KAFKA_NAMES)})[ \t]*=[ \t]*([^\s#]+)", re.MULTILINE)
@@ -56,15 +56,25 @@ def setup() -> int:
     if problems:
         raise LocalError("\n".join(problems))
     wanted = fingerprint()
-    if _STAMP.exists() and _STAMP.read_text() == wanted:
+    if _is_made(wanted):
         return 0
+    with locked(ENVIRONMENT.parent / SETUP_LOCK):
+        if not _is_made(wanted):  # by whoever held the lock
+            _make(wanted)
+    return 0
+
+
+def _is_made(wanted: str) -> bool:
+    return _STAMP.exists() and _STAMP.read_text() == wanted
+
+
+def _make(wanted: str) -> None:
     started = time.monotonic()
-    sys.stdout.write(f"Setting up the Python environment in {ENVIRONMENT.name} (some hundred megabytes the first time)\n")
+    sys.stdout.write(f"Setting up the Python environment in {ENVIRONMENT.relative_to(CHECKOUT)} (1.3 GB the first time)\n")
     sys.stdout.flush()
     _install(uv_program())
     _STAMP.write_text(wanted)
     sys.stdout.write(f"  environment ready in {time.monotonic() - started:.1f} s\n")
-    return 0
 
 
 def fingerprint() -> str:
