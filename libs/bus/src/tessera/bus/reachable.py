@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from aiokafka.errors import KafkaConnectionError
 from pydantic import ValidationError
 
 from tessera.bus.make_topics import TopicSettings
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.topics import TopicDirectory
-from tessera.contracts.errors import TesseraError
+from tessera.contracts.errors import RetryableError, TesseraError
 
 
 async def reach(kafka: KafkaSettings) -> None:
-    """Returns when a broker has answered. Raises RetryableError when none does."""
+    """Returns when a broker has answered. Raises RetryableError when none does, or when it refuses who asks."""
     directory = TopicDirectory(kafka, "tessera-reachable")
-    await directory.start()
+    try:
+        await directory.start()
+    except RetryableError as error:
+        if isinstance(error.__cause__, KafkaConnectionError | ConnectionError):
+            raise RetryableError(f"no Kafka answers at {kafka.bootstrap_servers}: {error.__cause__!r}", code=error.code) from error
+        raise
     await directory.stop()
 
 
