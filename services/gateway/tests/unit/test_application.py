@@ -1,6 +1,7 @@
 """The HTTP face in one process: the OpenAPI document, scopes, and errors that nobody foresaw."""
 
 import dataclasses
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_every_answer_has_an_example_that_fits_its_schema(desk: Any) -> None:
                 described = answer["content"]["application/json"]
                 assert described.get("example") is not None, f"{method} {path}"
                 Draft202012Validator({**described["schema"], "components": document["components"]}).validate(described["example"])
+
+
+def test_every_request_body_has_an_example_that_fits_its_schema(desk: Any) -> None:
+    document = api(desk.rooms).openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for described in operation.get("requestBody", {}).get("content", {}).values():
+                schema = described["schema"]
+                named = [
+                    document["components"]["schemas"][one["$ref"].rpartition("/")[2]]
+                    for one in schema.get("oneOf", [schema])
+                    if "$ref" in one
+                ]
+                examples = [example for one in (schema, *named) for example in one.get("examples", [])]
+                examples += [example["value"] for example in described.get("examples", {}).values()]
+                assert examples, f"{method} {path}"
+                for example in examples:
+                    Draft202012Validator({**schema, "components": document["components"]}).validate(example)
+
+
+def test_the_uploaded_example_is_the_one_that_the_answer_tells_of(desk: Any) -> None:
+    upload = api(desk.rooms).openapi()["paths"]["/v1/datasets"]["post"]
+    (sent,) = upload["requestBody"]["content"]["multipart/form-data"]["examples"].values()
+    answered = upload["responses"]["201"]["content"]["application/json"]["example"]
+    data = sent["value"]["file"].encode()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (answered["size_bytes"], answered["sha256"])
 
 
 async def test_the_document_is_served(desk: Any) -> None:

@@ -33,7 +33,8 @@ _UPLOAD: Final = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {"file": {"type": "string", "format": "binary", "description": "A table named .csv, .parquet or .jsonl."}},
-            }
+            },
+            "examples": {"table.csv": {"summary": "curl -F file=@table.csv", "value": {"file": "a,b\n1,2\n3,4\n5,6\n"}}},
         }
     },
 }
