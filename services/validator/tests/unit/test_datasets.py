@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ async def stored(objects: ObjectStore, data: bytes, kind: str = "csv") -> Datase
 
 
 async def loaded(objects: ObjectStore, *datasets: DatasetReference, **limits: int) -> Any:
-    async with DuckDbReader(objects, ReadingLimits(**limits)).loading(datasets) as found:
+    async with DuckDbReader(objects, ReadingLimits(**limits), Path(tempfile.gettempdir())).loading(datasets) as found:
         return found
 
 

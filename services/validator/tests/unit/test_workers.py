@@ -99,7 +99,7 @@ async def bench(tmp_path: Path) -> Bench:
     await objects.put(key, DATA.encode())
     dataset = DatasetReference(dataset_id="d", object_key=key, format="csv", size_bytes=len(DATA), sha256=digest)
     jobs = FakeJobs(Job("t", "v", dataset, None, Origin("t", "parent")))
-    worker = ValidationWorker(jobs, DuckDbReader(objects, ReadingLimits()), objects.breaker, PACING)
+    worker = ValidationWorker(jobs, DuckDbReader(objects, ReadingLimits(), tmp_path), objects.breaker, PACING)
     return Bench(folder, jobs, objects.breaker, worker)
 
 

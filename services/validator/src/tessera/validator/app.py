@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from tessera.bus.service import Runtime, run_service
@@ -10,6 +11,7 @@ from tessera.storage import ObjectStore
 from tessera.validator import consumers
 from tessera.validator.adapters.datasets import DuckDbReader, ReadingLimits
 from tessera.validator.adapters.postgres import PostgresUnit, PostgresValidationJobs
+from tessera.validator.adapters.scratch import ScratchFolder
 from tessera.validator.settings import ValidationSettings, ValidatorSettings
 from tessera.validator.workers import ValidationPacing, ValidationWorker
 
@@ -22,9 +24,24 @@ async def build(runtime: Runtime[ValidatorSettings]) -> None:
     objects = ObjectStore(runtime.settings.objects)
     runtime.add_dependency("objects", required=False, check=objects.check, breaker=objects.breaker)
     jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease, settings.tenant_concurrency)
-    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings)), objects.breaker, _pacing(settings))
+    scratch = await _scratch(runtime)
+    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings), scratch.path), objects.breaker, _pacing(settings))
     runtime.add_worker("validations", worker.run)
     consumers.register(runtime.bus, PostgresUnit)
+
+
+async def _scratch(runtime: Runtime[ValidatorSettings]) -> ScratchFolder:
+    folder = runtime.settings.scratch_folder
+    try:
+        scratch = await asyncio.to_thread(ScratchFolder.take, folder)
+    except OSError as error:
+        raise FatalError(f"the validator cannot use its scratch folder {folder}: {error.strerror}") from error
+
+    async def release() -> None:
+        await asyncio.to_thread(scratch.release)
+
+    runtime.on_close(release)
+    return scratch
 
 
 def _limits(settings: ValidationSettings) -> ReadingLimits:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -46,7 +49,16 @@ class ValidationSettings(BaseModel):
         return self
 
 
+def _scratch_folder() -> Path:
+    home = os.environ.get("TESSERA_HOME")
+    return Path(home) / "validator" if home else Path(tempfile.gettempdir()) / f"tessera-validator-{os.getuid()}"
+
+
 class ValidatorSettings(ServiceSettings, service="validator"):
     """Settings of the service validator: `TESSERA_VALIDATOR__…`."""
 
     validations: ValidationSettings = Field(default_factory=ValidationSettings)
+    scratch_folder: Path = Field(default_factory=_scratch_folder)
+    """Where datasets lie while they are read: on a disk with room for two datasets and what DuckDB spills, shared by replicas
+    or not. `validator` in TESSERA_HOME where that is set, else in the system's temporary folder. What a killed process left
+    is deleted when another starts."""

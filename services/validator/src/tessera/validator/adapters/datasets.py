@@ -39,7 +39,7 @@ class ReadingLimits:
     """What reading may cost."""
 
     memory_megabytes: int = 512
-    """DuckDB's own memory; beyond it, it spills to the temporary folder."""
+    """DuckDB's own memory; beyond it, it spills to the folder of the datasets."""
     threads: int = 2
     bytes: int = 2 << 30
     """Of one dataset."""
@@ -49,16 +49,17 @@ class ReadingLimits:
 
 
 class DuckDbReader:
-    """`DatasetReader` over an object store. Nothing of a dataset stays on disk afterwards."""
+    """`DatasetReader` over an object store. Nothing of a dataset stays on disk afterwards, unless the process is killed."""
 
-    def __init__(self, objects: ObjectStore, limits: ReadingLimits) -> None:
+    def __init__(self, objects: ObjectStore, limits: ReadingLimits, scratch: Path) -> None:
         self._objects = objects
         self._limits = limits
+        self._scratch = scratch
 
     @asynccontextmanager
     async def loading(self, datasets: Sequence[DatasetReference]) -> AsyncIterator[LoadedComparison | LoadedCandidate]:
         """See the port."""
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="tessera-validator-"))
+        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._scratch))
         try:
             files = [await self._fetched(dataset, folder / f"{index}.{dataset.format}") for index, dataset in enumerate(datasets)]
             yield await asyncio.to_thread(_loaded, files, [dataset.format for dataset in datasets], folder, self._limits)
