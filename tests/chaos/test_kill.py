@@ -148,6 +148,19 @@ def test_validator_killed_between_effect_and_commit(unkilled: Platform, killed: 
     assert len(distinct(records(killed, "validation.completed", tenant))) == 1
 
 
+@pytest.fixture
+def without_spool(killed: Platform) -> Iterator[None]:
+    """The gateway publishes itself what it accepts, also in the moment in which it has not reached Kafka yet."""
+    process, folder = killed.processes["gateway"], "TESSERA_GATEWAY__SPOOL__FOLDER"
+    process.override(**{folder: ""})
+    yield
+    process.stop()
+    process.override(**{folder: killed.settings[folder]})
+    process.start()
+    process.wait_ready()
+
+
+@pytest.mark.usefixtures("without_spool")
 def test_gateway_killed_between_publishing_and_answering(unkilled: Platform, killed: Platform) -> None:
     tenant = "kill-gateway"
     keys = {id(platform): platform.tenant(tenant) for platform in (unkilled, killed)}
