@@ -72,15 +72,9 @@ def relay_out_of_order() -> Iterator[None]:
     """The relay reads the newest rows first."""
 
     def newest_first(session: Session, values: Values) -> Result:
-        return Result(statements.read_outbox(session, {**values, "rows": 1_000_000}).all()[::-1][: values["rows"]])
+        return Result(statements.delete_and_read_outbox(session, {**values, "rows": 1_000_000}).all()[::-1][: values["rows"]])
 
-    def delete_and_newest_first(session: Session, values: Values) -> Result:
-        result = newest_first(session, values)
-        statements.delete_and_read_outbox(session, values)
-        return result
-
-    planted = {relay._READ: newest_first, relay._DELETE_AND_READ: delete_and_newest_first}
-    with patch.object(statements, "STATEMENTS", {**statements.STATEMENTS, **planted}):
+    with patch.object(statements, "STATEMENTS", {**statements.STATEMENTS, relay._DELETE_AND_READ: newest_first}):
         yield
 
 

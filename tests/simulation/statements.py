@@ -321,24 +321,19 @@ def write_outbox(session: Session, values: Values) -> Result:
     return Result()
 
 
-def read_outbox(session: Session, values: Values) -> Result:
+def delete_and_read_outbox(session: Session, values: Values) -> Result:
+    """The reading part sees the rows as they were before."""
     known = set(values["known"])
     unknown = (row for row in session.rows("outbox").values() if row.id not in known)
     oldest = sorted(unknown, key=lambda row: row.id)[: values["rows"]]
     before = accumulate((len(row.value) for row in oldest), initial=0)
     names = ("id", "topic", "partition", "key", "headers", "value")
-    taken = [row for row, size in zip(oldest, before, strict=False) if size < values["bytes"]]
-    return Result([_selected(row, names) for row in taken])
-
-
-def delete_and_read_outbox(session: Session, values: Values) -> Result:
-    """The reading part sees the rows as they were before."""
-    result = read_outbox(session, values)
+    taken = [_selected(row, names) for row, size in zip(oldest, before, strict=False) if size < values["bytes"]]
     keys = [(number,) for number in dict.fromkeys(values["published"]) if session.get("outbox", (number,)) is not None]
     session.claim("outbox", keys)
     for key in keys:
         session.write("outbox", key, None)
-    return result
+    return Result(taken)
 
 
 def claim_lease(session: Session, values: Values) -> Result:
@@ -448,7 +443,6 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         outbox._INSERT: write_outbox,
         relay._CLAIM: claim_lease,
         relay._GIVE_UP: give_up_lease,
-        relay._READ: read_outbox,
         relay._DELETE_AND_READ: delete_and_read_outbox,
         PING: lambda session, values: Result([Row(number=1)]),
         APPLY: apply,

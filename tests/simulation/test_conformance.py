@@ -94,12 +94,9 @@ def outgoing(chance: random.Random) -> dict[str, Any]:
     }
 
 
-def read_outgoing(chance: random.Random) -> dict[str, Any]:
-    return {"known": _some_ids(chance), "rows": chance.choice((2, 500)), "bytes": chance.choice((3, 1_000))}
-
-
-def deleted(chance: random.Random) -> dict[str, Any]:
-    return {"published": _some_ids(chance)}
+def relayed(chance: random.Random) -> dict[str, Any]:
+    limits = {"rows": chance.choice((2, 500)), "bytes": chance.choice((3, 1_000))}
+    return {"published": _some_ids(chance), "known": _some_ids(chance), **limits}
 
 
 def _some_ids(chance: random.Random) -> list[int]:
@@ -193,8 +190,7 @@ CHOICES: dict[Any, Callable[[random.Random], dict[str, Any]]] = {
     inbox._FIND: identities,
     inbox._FORGET: identities,
     outbox._INSERT: outgoing,
-    relay._READ: read_outgoing,
-    relay._DELETE_AND_READ: lambda chance: {**read_outgoing(chance), **deleted(chance)},
+    relay._DELETE_AND_READ: relayed,
     relay._CLAIM: lease,
     relay._GIVE_UP: lambda chance: {"name": "n", "holder": chance.choice("ab")},
     APPLY: lambda chance: {"event_id": "e", "key": "k"},
@@ -409,7 +405,10 @@ async def test_the_model_answers_as_postgres_does(connections: list[tuple[AsyncC
 
 async def _compare_what_is_left(session: Session, connection: AsyncConnection) -> None:
     whole = {"consumer": "c", "tenants": ["a"] * 3, "identities": [bytes([number] * 16) for number in range(3)]}
-    looks: list[tuple[Any, Values]] = [(relay._READ, {"known": [], "rows": 500, "bytes": 1_000}), (inbox._FIND, whole)]
+    looks: list[tuple[Any, Values]] = [
+        (relay._DELETE_AND_READ, {"published": [], "known": [], "rows": 500, "bytes": 1_000}),
+        (inbox._FIND, whole),
+    ]
     looks += [
         (statement, {"consumer": "c", "topic": "t", "partition": number})
         for number in range(2)

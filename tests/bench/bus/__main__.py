@@ -82,8 +82,13 @@ class Ground:
     @property
     def servers(self) -> tuple[int, ...]:
         """Pids of Postgres and Kafka."""
-        found = [server.pid for server in (self.stack.kafka, self.stack.postgres) if server is not None]
-        return tuple(pid for pid in found if pid is not None)
+        return tuple(self.servers_by_name.values())
+
+    @property
+    def servers_by_name(self) -> dict[str, int]:
+        """Their pids by name."""
+        found = {"broker": self.stack.kafka, "postgres": self.stack.postgres}
+        return {name: server.pid for name, server in found.items() if server is not None and server.pid is not None}
 
     @contextlib.contextmanager
     def role(self, name: str, **more: str) -> Iterator[subprocess.Popen[str]]:
@@ -308,8 +313,8 @@ class Told:
         await connection.close()
 
 
-def effect_latency(at: Ground, load: Load, role: str) -> list[float]:
-    """Seconds from the moment an event was due to its committed effect, at RATE events/s."""
+def effect_latency(at: Ground, load: Load, role: str) -> tuple[list[float], dict[str, float]]:
+    """Seconds from the moment an event was due to its committed effect, at RATE events/s; cores that each process kept busy meanwhile."""
     due: dict[str, float] = {}
     with at.role(role) as process, Told(at) as moments:
         if role == "effect":
@@ -320,9 +325,15 @@ def effect_latency(at: Ground, load: Load, role: str) -> list[float]:
             load.flush()
             eventually_blocking(lambda: bool(moments), _SETTLED)
         load.steadily(RATE, 3, lambda *_: None)
-        load.steadily(RATE, LATENCY_SECONDS, due.__setitem__)
+        pids = {"python": process.pid, **at.servers_by_name}
+        watches = {name: Stopwatch((pid,)) for name, pid in pids.items()}
+        with contextlib.ExitStack() as watching:
+            for watch in watches.values():
+                watching.enter_context(watch)
+            load.steadily(RATE, LATENCY_SECONDS, due.__setitem__)
         eventually_blocking(lambda: due.keys() <= moments.keys(), _SETTLED)
-        return [moments[event_id] - moment for event_id, moment in due.items()]
+        busy = {name: round(watch.cpu / watch.wall, 2) for name, watch in watches.items()}
+        return [moments[event_id] - moment for event_id, moment in due.items()], busy
 
 
 async def _ask(at: Ground) -> list[float]:
@@ -417,7 +428,7 @@ def latencies(at: Ground) -> dict[str, Any]:
     for statement in _NOTIFYING:
         at.sql(statement)
     load = Load(at)
-    ours, floor = effect_latency(at, load, "service"), effect_latency(at, load, "effect")
+    (ours, busy), (floor, floor_busy) = effect_latency(at, load, "service"), effect_latency(at, load, "effect")
     told = [milliseconds(values, share) for values in (ours, floor) for share in (0.5, 0.99)]
     progress(f"effect p50, p99 in ms: {told[:2]}; floor {told[2:]}")
     at.sql("DROP TRIGGER bench_told ON memory.bench_effect")
@@ -430,6 +441,8 @@ def latencies(at: Ground) -> dict[str, Any]:
         "effect_p99_ms": milliseconds(ours, 0.99),
         "effect_floor_p50_ms": milliseconds(floor, 0.5),
         "effect_floor_p99_ms": milliseconds(floor, 0.99),
+        "effect_cores": busy,
+        "effect_floor_cores": floor_busy,
         "effect_p99_vs_floor": round(milliseconds(ours, 0.99) / milliseconds(floor, 0.99), 2),
         "request_reply_p50_ms": milliseconds(asked, 0.5),
         "request_reply_p99_ms": milliseconds(asked, 0.99),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.contracts.ids import aggregate_key, body_digest, derived_id, identity_digest, uuid7
+from tessera.contracts.ids import aggregate_key, body_digest, derived_id, derived_id_text, identity_digest, uuid7
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +29,20 @@ def test_derived_ids_differ_by_parent_step_and_index(parent: str, step: str, ind
     assert (
         len({first, derived_id(parent, step, index + 1), derived_id(parent, step + "x", index), derived_id(parent + "x", step, index)}) == 4
     )
+
+
+@given(st.uuids(), st.text(max_size=10))
+def test_a_derived_id_is_the_same_however_the_parent_is_written(parent: UUID, step: str) -> None:
+    """Ids that were derived before must be derived again: the time is the parent's in every spelling that UUID knows."""
+    for written in (str(parent), parent.hex, str(parent).upper(), parent.urn, f"{{{parent}}}"):
+        derived = derived_id(written, step)
+        assert derived.int >> 80 == parent.int >> 80
+        assert derived_id_text(written, step) == str(derived)
+
+
+def test_ids_derived_by_earlier_versions_are_derived_again() -> None:
+    assert derived_id_text("0198c0de-0000-7000-8000-000000000001", "recorded", 2) == "0198c0de-0000-89d6-9c1d-9b84e7cbf8bc"
+    assert derived_id_text("order/17 é", "admit") == "e018c211-1fd9-890c-809b-65e5c506cadd"
 
 
 def test_a_producers_own_id_may_be_any_text() -> None:

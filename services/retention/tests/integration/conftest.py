@@ -172,13 +172,8 @@ def service(stack: Stack, world: World) -> Iterator[ServiceProcess]:
 
 @contextmanager
 def running(stack: Stack, world: World) -> Iterator[ServiceProcess]:
-    process = ServiceProcess("retention", stack, world.database, world.kafka_prefix, {})
-    process.start()
-    try:
-        process.wait_ready()
+    with ServiceProcess("retention", stack, world.database, world.kafka_prefix, {}).running() as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

@@ -96,13 +96,8 @@ async def make_topics(wire: Wire) -> None:
 @pytest.fixture(scope="module")
 def service(wire: Wire, postgres: PostgresDatabase) -> Iterator[ServiceProcess]:
     """One healthy process for all tests that do not harm it."""
-    process = ServiceProcess("tokenizer", wire.stack, postgres, wire.prefix, {})
-    process.start()
-    try:
-        process.wait_ready()
+    with ServiceProcess("tokenizer", wire.stack, postgres, wire.prefix, {}).running() as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

@@ -133,13 +133,8 @@ def service(stack: Stack, world: World) -> Iterator[ServiceProcess]:
 
 @contextmanager
 def running(stack: Stack, world: World) -> Iterator[ServiceProcess]:
-    process = ServiceProcess("validator", stack, world.database, world.kafka_prefix, world.environment)
-    process.start()
-    try:
-        process.wait_ready()
+    with ServiceProcess("validator", stack, world.database, world.kafka_prefix, world.environment).running() as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

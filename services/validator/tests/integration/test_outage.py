@@ -42,13 +42,8 @@ async def becomes(service: ServiceProcess, dependency: str, status: int, word: s
 def service(stack: Stack, world: Any, link: Wire) -> Iterator[ServiceProcess]:
     """One, which every outage leaves running."""
     address = {"TESSERA_VALIDATOR__POSTGRES__HOST": "127.0.0.1", "TESSERA_VALIDATOR__POSTGRES__PORT": str(link.port)}
-    process = ServiceProcess("validator", stack, world.database, world.kafka_prefix, {**world.environment, **address})
-    process.start()
-    try:
-        process.wait_ready()
+    with ServiceProcess("validator", stack, world.database, world.kafka_prefix, {**world.environment, **address}).running() as process:
         yield process
-    finally:
-        process.stop()
 
 
 async def test_without_postgres_it_is_not_ready_and_goes_on_once_it_is_back(

@@ -31,6 +31,8 @@ D = TypeVar("D", bound=EventData)
 
 SPECIFICATION_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/json"
+_SPECIFICATION: Final = SPECIFICATION_VERSION.encode()
+_JSON: Final = CONTENT_TYPE.encode()
 _PREFIX: Final = "ce_"
 _MAXIMUM_ATTRIBUTE_BYTES: Final = 2_048
 _SURELY_SHORT: Final = _MAXIMUM_ATTRIBUTE_BYTES // 4
@@ -77,7 +79,7 @@ def encode(data: EventData, envelope: Envelope) -> Encoded:
 
 def _headers(event_type: str, envelope: Envelope) -> list[tuple[str, bytes]]:
     headers = [
-        ("ce_specversion", b"1.0"),
+        ("ce_specversion", _SPECIFICATION),
         ("ce_id", envelope.id.encode()),
         ("ce_source", envelope.source.encode()),
         ("ce_type", event_type.encode()),
@@ -96,7 +98,7 @@ def _headers(event_type: str, envelope: Envelope) -> list[tuple[str, bytes]]:
         headers.append(("ce_sequence", str(envelope.sequence).encode()))
     if envelope.correlation_id is not None:
         headers.append(("ce_correlationid", envelope.correlation_id.encode()))
-    headers.append((_CONTENT_TYPE, b"application/json"))
+    headers.append((_CONTENT_TYPE, _JSON))
     return headers
 
 

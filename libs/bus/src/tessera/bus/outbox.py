@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -57,13 +58,11 @@ def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
 
 def pack_headers(headers: Sequence[tuple[str, bytes]]) -> str:
     """Headers as a JSON list, in order and with repeats; what is not plain text is Base64, so that any bytes survive."""
-    try:
+    with suppress(UnicodeDecodeError):
         packed = to_json([(name, (value or b"").decode()) for name, value in headers]).decode()
-    except UnicodeDecodeError:
-        return to_json([_packed(name, value or b"") for name, value in headers]).decode()
-    if _ESCAPED_NUL in packed:  # Postgres takes none
-        return to_json([_packed(name, value or b"") for name, value in headers]).decode()
-    return packed
+        if _ESCAPED_NUL not in packed:  # Postgres takes none
+            return packed
+    return to_json([_packed(name, value or b"") for name, value in headers]).decode()
 
 
 def unpack_headers(packed: str) -> list[tuple[str, bytes]]:

@@ -43,13 +43,6 @@ _CLAIM = text(
 )
 _GIVE_UP = text("DELETE FROM relay_lease WHERE name = :name AND holder = :holder")
 # Rows are told apart by their ids, never by "above the last one": a smaller id may be committed later.
-_READ = DirectStatement(
-    "SELECT id, topic, partition, key, headers, value FROM ("
-    "SELECT id, topic, partition, key, headers::text AS headers, value, "
-    "sum(octet_length(value)) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before "
-    "FROM (SELECT * FROM outbox WHERE id NOT IN (SELECT unnest(CAST(:known AS bigint[]))) ORDER BY id LIMIT :rows) AS oldest) AS given "
-    "WHERE before IS NULL OR before < :bytes ORDER BY id"
-)
 # Not worth waiting for the disk: rows that a dying Postgres brings back are published once more, under their ids.
 _DELETE_AND_READ = DirectStatement(
     "WITH unhurried AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)), "
@@ -167,11 +160,10 @@ class Relay:
     async def _next(self, in_flight: Rows = ()) -> Rows:
         """Deletes what was published; the oldest rows beside those in flight, which may be read while those are being published."""
         published = self._published
-        values = {"known": [*published, *(row["id"] for row in in_flight)], "rows": _ROWS, "bytes": _BYTES}
+        known = [*published, *(row["id"] for row in in_flight)]
+        values = {"published": published, "known": known, "rows": _ROWS, "bytes": _BYTES}
         async with self._database.driver() as driver:
-            if not published:
-                return await _READ.rows(driver, values)
-            rows = await _DELETE_AND_READ.rows(driver, {**values, "published": published})
+            rows = await _DELETE_AND_READ.rows(driver, values)
         self._published = self._published[len(published) :]
         return rows
 

@@ -20,7 +20,7 @@ _SEPARATOR: Final = b"\x00"
 def uuid7(unix_time_ms: int | None = None) -> UUID:
     """A new UUIDv7: 48 bits of milliseconds, then 74 random bits (RFC 9562 §5.7)."""
     milliseconds = time.time_ns() // 1_000_000 if unix_time_ms is None else unix_time_ms
-    return _assemble(milliseconds, secrets.token_bytes(10), version=7)
+    return UUID(bytes=_octets(milliseconds, secrets.token_bytes(10), version=7))
 
 
 def derived_id(parent: UUID | str, step: str, index: int = 0) -> UUID:
@@ -29,12 +29,12 @@ def derived_id(parent: UUID | str, step: str, index: int = 0) -> UUID:
     A UUIDv8: the parent's 48-bit time, then SHA-256 of (parent, step, index). A parent that is not a UUID with a
     time (a producer's own id) gives the first 48 bits of its own hash, so that order is merely lost, not uniqueness.
     """
-    return UUID(hex=_derived_hex(parent, step, index))
+    return UUID(bytes=_derived_octets(parent, step, index))
 
 
 def derived_id_text(parent: UUID | str, step: str, index: int = 0) -> str:
     """`str(derived_id(…))`, in a fraction of the time: every event that leaves a service has one."""
-    digits = _derived_hex(parent, step, index)
+    digits = _derived_octets(parent, step, index).hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
@@ -67,15 +67,13 @@ def _time_of(parent: UUID | str) -> int:
     return int.from_bytes(hashlib.sha256(parent.encode()).digest()[:6], "big")
 
 
-def _derived_hex(parent: UUID | str, step: str, index: int) -> str:
+def _derived_octets(parent: UUID | str, step: str, index: int) -> bytes:
     seed = _SEPARATOR.join((str(parent).encode(), step.encode(), str(index).encode()))
-    octets = bytearray(_time_of(parent).to_bytes(6, "big") + hashlib.sha256(seed).digest()[:10])
-    octets[6] = octets[6] & 0x0F | 0x80
+    return _octets(_time_of(parent), hashlib.sha256(seed).digest()[:10], version=8)
+
+
+def _octets(milliseconds: int, rest: bytes, *, version: int) -> bytes:
+    octets = bytearray((milliseconds & ((1 << _TIME_BITS) - 1)).to_bytes(6, "big") + rest)
+    octets[6] = octets[6] & 0x0F | version << 4
     octets[8] = octets[8] & 0x3F | 0x80
-    return octets.hex()
-
-
-def _assemble(milliseconds: int, rest: bytes, *, version: int) -> UUID:
-    value = (milliseconds & ((1 << _TIME_BITS) - 1)) << 80 | int.from_bytes(rest[:10], "big")
-    value = value & ~(0xF << 76) | version << 76
-    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+    return bytes(octets)

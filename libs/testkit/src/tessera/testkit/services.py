@@ -5,9 +5,10 @@ import json
 import signal
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tessera.local.environment import Addresses, common_environment, instance_environment, service_program
 from tessera.local.files import replace_text
@@ -38,6 +39,16 @@ class ServiceProcess(Server):
         self._database = database
         self._kafka_prefix = kafka_prefix
         self._overrides = dict(environment)
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Ready inside the block, stopped afterwards. Blocks."""
+        self.start()
+        try:
+            self.wait_ready()
+            yield self
+        finally:
+            self.stop()
 
     @property
     def url(self) -> str:
