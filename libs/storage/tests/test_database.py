@@ -12,7 +12,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from tessera.resilience import CircuitOpenError, TimedOutError, deadline
-from tessera.storage import Database, PostgresSettings, StorageConflictError, StorageTimeoutError, StorageUnavailableError
+from tessera.storage import (
+    Database,
+    DirectStatement,
+    PostgresSettings,
+    StorageConflictError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+)
 from tessera.storage.delivery import outbox_channel
 from tessera.testkit.waiting import eventually
 
@@ -127,6 +134,27 @@ async def test_cancellation_rolls_back_and_leaves_the_pool_usable(database: Data
         await task
     assert await count(database, tenant) == 0
     assert database.breaker.state == "closed"
+
+
+@pytest.mark.timeout(60)
+async def test_a_connection_whose_direct_statement_was_given_up_is_not_used_again(postgres: PostgresSettings) -> None:
+    session = DirectStatement("SELECT pg_backend_pid() AS pid")
+    sessions: list[int] = []
+
+    async def work(database: Database) -> None:
+        async with database.driver() as driver:
+            sessions.append((await session.row(driver, {}))["pid"])
+            await DirectStatement("SELECT pg_sleep(30)").rows(driver, {})
+
+    async with opened(postgres.model_copy(update={"pool_size": 1, "max_overflow": 0})) as database:
+        task = asyncio.create_task(work(database))
+        await eventually(lambda: sessions, timedelta(seconds=10))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with database.driver() as driver:
+            assert (await session.row(driver, {}))["pid"] not in sessions
+        assert database.breaker.state == "closed"
 
 
 async def test_a_wrong_statement_keeps_its_own_error_and_does_not_count_as_failure(postgres: PostgresSettings, tenant: str) -> None:

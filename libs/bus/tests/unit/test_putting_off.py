@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.bus.applying import Attempts, is_own_storage
+from tessera.bus.applying import Attempts, HandlerTimeoutError, is_own_storage
 from tessera.bus.caution import LetterGuard, LetterLimit
 from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, counts_as_ours
 from tessera.bus.events import Position
 from tessera.bus.parked import Chain, Parked, ParkedIndex, State, StoredRecord
 from tessera.bus.retries import due_in, next_retry, retry_row, waiting
+from tessera.bus.transactional import is_timed_out
 from tessera.contracts.catalogue import RETRY_TOPICS, TOPICS, Mode, RetryTopic, catalogued, tenant_of_topic
 from tessera.contracts.errors import InvalidError, RetryableError
 from tessera.resilience import CircuitOpenError
@@ -204,3 +205,11 @@ def test_after_three_deaths_or_failures_an_event_is_judged() -> None:
 def test_only_postgres_errors_and_its_breaker_are_the_own_storage(error: Exception, *, own: bool) -> None:
     settings = PostgresSettings.model_validate({"worker_password": "w", "client_password": "c"})
     assert is_own_storage(error, Database("memory", settings)) is own
+
+
+def test_a_time_out_is_found_behind_other_errors_and_the_search_ends_where_causes_go_round() -> None:
+    cut, broken, other = HandlerTimeoutError("too slow"), RetryableError("the connection was cut"), RetryableError("another")
+    broken.__cause__ = cut
+    assert is_timed_out(broken)
+    other.__context__, broken.__cause__ = broken, other
+    assert not is_timed_out(broken)

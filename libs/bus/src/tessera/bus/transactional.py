@@ -269,7 +269,7 @@ class TransactionalLoop(PartitionLoop):
 
     async def _passes(self, error: Exception) -> bool:
         """Whether a failure is no event's fault. A handler's time-out is none while Postgres does not answer either."""
-        if not _timed_out(error):
+        if not is_timed_out(error):
             return isinstance(error, PASSING)
         try:
             async with asyncio.timeout(_PROBE.total_seconds()):
@@ -580,10 +580,12 @@ class TransactionalLoop(PartitionLoop):
                 await parked.prune(connection, self._workshop.keep, rows=_PRUNED_ROWS)
 
 
-def _timed_out(error: BaseException | None) -> bool:
+def is_timed_out(error: BaseException | None) -> bool:
     """Whether a handler's time-out is behind an error, also where cutting its statement off broke something else."""
-    while error is not None:
+    seen: set[int] = set()  # an error that is raised again while its effect is handled closes a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, HandlerTimeoutError):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False

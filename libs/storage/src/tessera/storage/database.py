@@ -1,5 +1,6 @@
 """The one way in which a service reaches its Postgres."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -172,10 +173,16 @@ async def _forgotten_when_lost(connection: AsyncConnection) -> AsyncIterator[Non
     """SQLAlchemy does not see what the driver meets: told that a connection is gone, it neither rolls back there nor keeps it."""
     try:
         yield
-    except Exception as error:
-        if not connection.invalidated and (driver_of(connection).is_closed() or isinstance(translated(error), StorageUnavailableError)):
+    except (Exception, asyncio.CancelledError) as error:
+        if not connection.invalidated and _is_lost(connection, error):
             await connection.invalidate()
         raise
+
+
+def _is_lost(connection: AsyncConnection, error: BaseException) -> bool:
+    """Also where whoever asked gave up: the answer may still come."""
+    gone = isinstance(error, asyncio.CancelledError) or driver_of(connection).is_closed()
+    return gone or (isinstance(error, Exception) and isinstance(translated(error), StorageUnavailableError))
 
 
 def _unavailable(error: Exception) -> StorageUnavailableError:

@@ -60,7 +60,10 @@ async def begin(connection: AsyncConnection) -> None:
     adapted: Any = cast(Any, connection.sync_connection).connection.dbapi_connection
     if adapted._transaction is not None:
         return
+    failure: BaseException | None = None
     try:
         await adapted._start_transaction()
     except adapted.dbapi.Error as error:
-        raise error.__cause__ or error from None
+        failure = error.__cause__ or error
+    if failure is not None:  # raised in the handler it would be its own cause's cause, and whoever follows the chain would never return
+        raise failure
