@@ -67,6 +67,13 @@ def test_a_new_name_gets_a_port_beside_the_remembered_ones(tmp_path: Path) -> No
     assert second["redis"] != second["kafka"]
 
 
+def test_a_port_that_is_spoken_for_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, other = free_ports(["given", "other"]).values()
+    offered = iter([given, given, other])
+    monkeypatch.setattr("tessera.local.ports.random.choice", lambda _: next(offered))
+    assert remembered_ports(tmp_path / "ports.json", ["redis"], spoken_for=[given]) == {"redis": other}
+
+
 def test_replaced_text_has_the_mode_and_leaves_no_other_file(tmp_path: Path) -> None:
     file = tmp_path / "deeper" / "secret"
     replace_text(file, "one")

@@ -95,7 +95,8 @@ class Platform:
             raise LocalError(NOT_RUNNING)
         password = Credentials(self.folder / "secrets.json")["supervisor"]
         before = Supervisor(self.folder, known.get("supervisor", 0), password, self.settings.log_bytes)
-        ports = remembered_ports(file, names, _held(before.states())) if choose_ports else known
+        # A given server that is away must not find its port taken by ours, which would then pass for it.
+        ports = remembered_ports(file, names, _held(before.states()), _ports_of(given_addresses(known))) if choose_ports else known
         plan = Plan(self.folder, self.settings, ports, given_addresses(ports))
         return plan, Supervisor(self.folder, ports["supervisor"], password, self.settings.log_bytes)
 
@@ -231,6 +232,11 @@ def _run_in_turn(variables: Mapping[str, str], *modules: Sequence[str]) -> None:
         )
         if done.returncode != 0:
             raise LocalError(f"{module[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def _ports_of(given: Mapping[str, str]) -> list[int]:
+    ports = (host.rpartition(":")[2] for address in given.values() for host in hosts(address))
+    return [int(port) for port in ports if port.isdecimal()]
 
 
 def _held(states: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -52,8 +52,10 @@ def free_ports(names: Iterable[str]) -> dict[str, int]:
     return chosen
 
 
-def remembered_ports(file: Path, names: Iterable[str], in_use_by_us: Iterable[str] = ()) -> Mapping[str, int]:
-    """The ports kept in `file`, completed with free ones and written back.
+def remembered_ports(
+    file: Path, names: Iterable[str], in_use_by_us: Iterable[str] = (), spoken_for: Iterable[int] = ()
+) -> Mapping[str, int]:
+    """The ports kept in `file`, completed with free ones that are not `spoken_for`, and written back.
 
     A remembered port that somebody else has taken is replaced; names in `in_use_by_us` keep theirs although they are busy.
     """
@@ -62,7 +64,7 @@ def remembered_ports(file: Path, names: Iterable[str], in_use_by_us: Iterable[st
     chosen = {name: port for name, port in known.items() if name in ours or is_free(port)}
     for name in names:
         if name not in chosen:
-            chosen[name] = free_port([*chosen.values(), *known.values()])
+            chosen[name] = free_port([*chosen.values(), *known.values(), *spoken_for])
     if chosen != known:
         replace_text(file, json.dumps(chosen, indent=2) + "\n")
     return chosen
