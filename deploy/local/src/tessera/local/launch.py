@@ -29,21 +29,26 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Never returns: replaces this process, or exits with a message on stderr."""
-    options = _parser().parse_args(arguments)
+    given = options(arguments)
+    prepare(given)
+    program = [*_as_user(given.user, given.death_signal, given.traverse), *given.program]
+    os.execvp(program[0], program)  # noqa: S606  # nosec B606 - the caller names the program
+
+
+def prepare(given: argparse.Namespace) -> None:
+    """All but the change of user and of program. Exits with a message on stderr where that cannot be."""
     parent = os.getppid()
-    if options.lock is not None:
-        _lock(options.lock)
-    for port in options.port:
+    if given.lock is not None:
+        _lock(given.lock)
+    for port in given.port:
         if not is_free(port):
             _refuse(f"port {port} is in use by another process", EXIT_PORT_TAKEN)
-    if options.record is not None:
-        record(options.record)
-    _die_with_parent(parent, options.death_signal)
-    if options.environment is not None:
-        _set_environment(json.loads(options.environment.read_text()))
-    os.chdir(options.cwd)
-    program = [*_as_user(options.user, options.death_signal, options.traverse), *options.program]
-    os.execvp(program[0], program)  # noqa: S606  # nosec B606 - the caller names the program
+    if given.record is not None:
+        record(given.record)
+    _die_with_parent(parent, given.death_signal)
+    if given.environment is not None:
+        _set_environment(json.loads(given.environment.read_text()))
+    os.chdir(given.cwd)
 
 
 def record(file: Path) -> None:
@@ -51,7 +56,8 @@ def record(file: Path) -> None:
     replace_text(file, json.dumps(identity(os.getpid())))
 
 
-def _parser() -> argparse.ArgumentParser:
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, read. Exits with a message on stderr where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tessera.local.launch")
     parser.add_argument("--lock", type=Path)
     parser.add_argument("--port", type=int, action="append", default=[])
@@ -62,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cwd", default=".")
     parser.add_argument("--environment", type=Path, help="JSON object of variables to set; keeps secrets out of the argument list")
     parser.add_argument("program", nargs="+")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def _lock(file: Path) -> None:

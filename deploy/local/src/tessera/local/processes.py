@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import psutil
 
@@ -55,13 +55,17 @@ class Command:
 
     def launched(self) -> list[str]:
         """The argument list that goes through `tessera.local.launch`."""
+        return [sys.executable, "-m", "tessera.local.launch", *self.options()]
+
+    def options(self) -> list[str]:
+        """The arguments of `tessera.local.launch`."""
         options = ["--cwd", str(self.cwd)]
         options += [] if self.outlives else ["--death-signal", self.stop_signal.name.removeprefix("SIG")]
         options += [word for port in self.ports for word in ("--port", str(port))]
         named = {"--lock": self.lock, "--record": self.record, "--user": self.user, "--environment": self.environment}
         options += [word for name, value in named.items() if value is not None for word in (name, str(value))]
         options += ["--traverse"] if self.traverse else []
-        return [sys.executable, "-m", "tessera.local.launch", *options, "--", *self.program]
+        return [*options, "--", *self.program]
 
 
 def wait_until(condition: Callable[[], bool], deadline: float, what: str) -> None:
@@ -111,6 +115,26 @@ def uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
+class Child(Protocol):
+    """A process that was started here, as `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is no other's until it has been polled or waited for after its end."""
+
+    def poll(self) -> int | None:
+        """The exit code, None while it lives."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Blocks; raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Nothing where it has ended."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
 class Server(ABC):
     """One server of the stack in one folder. The recipes say what to prepare and run; this class is its life as a child process.
 
@@ -126,7 +150,7 @@ class Server(ABC):
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.port = port
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -198,9 +222,12 @@ class Server(ABC):
         _SPAWNER.submit(self._spawn).result()
 
     def _spawn(self) -> None:
-        self._process = spawn(self.command(), self.log)
+        self._process = self._new_process()
 
-    def _released(self) -> subprocess.Popen[bytes] | None:
+    def _new_process(self) -> Child:
+        return spawn(self.command(), self.log)
+
+    def _released(self) -> Child | None:
         """The child, also one whose start was interrupted, which is then no longer ours to watch."""
         _SPAWNER.submit(int).result()  # behind a start that is still under way
         process, self._process = self._process, None

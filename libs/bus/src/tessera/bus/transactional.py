@@ -168,12 +168,13 @@ class TransactionalLoop(PartitionLoop):
 
     async def _locate(self) -> None:
         """Seeks to the stored position, which outranks the group's offset (rules of the log, 10)."""
-        stored, mark = await self._stored()
-        if stored is None:
-            stored = await self._begin()
-        start, end = await self._log_bounds()  # after the position, which a replica that is being replaced may still move with the log
-        self._check_bounds(stored, start, end)
-        waiting = await self._waiting()
+        async with self._workshop.in_flight:  # all partitions of a process that starts, together, would not leave a connection free
+            stored, mark = await self._stored()
+            if stored is None:
+                stored = await self._begin()
+            start, end = await self._log_bounds()  # after the position, which a replica that is being replaced may still move with the log
+            self._check_bounds(stored, start, end)
+            waiting = await self._waiting()
         self._position, self._located = stored, True
         self._moved.set()
         self._index.load(waiting)

@@ -1,5 +1,6 @@
 """A real service process for a test: started, waited for, killed, started again."""
 
+import atexit
 import http.client
 import json
 import signal
@@ -13,12 +14,17 @@ from typing import Any, ClassVar, Self
 from tessera.local.environment import Addresses, common_environment, instance_environment, service_program
 from tessera.local.files import replace_text
 from tessera.local.ports import LOOPBACK, free_ports
-from tessera.local.processes import Command, Server
+from tessera.local.processes import Child, Command, Server, spawn
 from tessera.testkit.databases import PostgresDatabase
+from tessera.testkit.forking import ForkServer
 from tessera.testkit.stack import Stack
 
 _PROBE_SECONDS = 2
 _PARTITIONS = 4
+_INTERPRETERS = ("LD_", "PYTHON")
+"""Variables that are read before a service is."""
+_FORK_SERVER = ForkServer()
+atexit.register(_FORK_SERVER.close)
 
 
 class ServiceProcess(Server):
@@ -82,6 +88,14 @@ class ServiceProcess(Server):
             stop_signal=signal.SIGTERM,
             environment=self._environment_file,
         )
+
+    def _new_process(self) -> Child:
+        """By fork from a process that has it imported, unless the interpreter itself is to be told something, or another program runs."""
+        command = self.command()
+        told = [name for name in self._overrides if name.startswith(_INTERPRETERS)]
+        if sys.platform != "linux" or told or command.program != service_program(self.service, sys.executable):
+            return spawn(command, self.log)
+        return _FORK_SERVER.start(self.service, command.options(), self.log)
 
     def answers(self) -> bool:
         """Whether it says that it is ready."""
