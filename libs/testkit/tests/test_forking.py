@@ -35,6 +35,7 @@ def started(server: ForkServer, folder: Path) -> ForkedProcess:
 
 def test_it_says_what_it_lacks_and_ends_as_a_started_one_does(server: ForkServer, tmp_path: Path) -> None:
     forked = started(server, tmp_path)
+    assert (tmp_path / "log").exists()
     assert forked.wait(60) == forked.poll()
     program = "from tessera.tokenizer.app import main; main()"
     other = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)

@@ -83,6 +83,7 @@ class ForkServer:
 
     def start(self, service: str, launched: Sequence[str], log: Path) -> ForkedProcess:
         """A new process of a service, with the options of `tessera.local.launch`; its output is appended to `log`."""
+        log.touch()  # so that it is there as soon as the process is
         with self._lock:
             return ForkedProcess(self, self._asked({"start": service, "launch": list(launched), "log": str(log)}))
 
