@@ -277,7 +277,7 @@ async def test_a_handler_that_hangs_holds_nobody_up_for_long(
 
 
 async def test_a_slow_batch_is_committed_in_parts(ground: Any, handling: Any, publish: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessera.bus.applying.BUDGET", timedelta(milliseconds=50))
+    monkeypatch.setattr("tessera.bus.calling.BUDGET", timedelta(milliseconds=50))
     longest: list[int] = []
 
     async def before(content: str) -> None:

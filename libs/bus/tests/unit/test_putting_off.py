@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.bus.applying import Attempts, HandlerTimeoutError, is_own_storage
+from tessera.bus.applying import Attempts
+from tessera.bus.calling import HandlerTimeoutError, is_own_storage
 from tessera.bus.caution import LetterGuard, LetterLimit
 from tessera.bus.deadletters import CONSUMER_CRASHED, HANDLER_FAILED, counts_as_ours
 from tessera.bus.events import Position

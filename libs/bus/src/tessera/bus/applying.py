@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -15,6 +15,8 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tessera.bus import calling
+from tessera.bus.calling import Calls, PostponedError
 from tessera.bus.caution import HandlerLimits, LetterGuard
 from tessera.bus.deadletters import (
     CONSUMER_CRASHED,
@@ -30,53 +32,27 @@ from tessera.bus.deadletters import (
     refused,
     told_tenant,
 )
-from tessera.bus.delivery import EXPIRED, UNAVAILABLE, Delivery, expired, handling, handling_together
+from tessera.bus.delivery import EXPIRED, UNAVAILABLE, Delivery, expired
 from tessera.bus.events import Position, Received
 from tessera.bus.inbox import Entry, InboxItem, enter, forget
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.parked import Chain, Note, Parked, ParkedIndex, State, chain_of, note
-from tessera.bus.partitions import PASSING, Assignment
+from tessera.bus.partitions import Assignment
 from tessera.bus.quarantine import Quarantine
-from tessera.bus.registry import Registration, Registry
+from tessera.bus.registry import Registry
 from tessera.bus.retries import next_retry, retry_row
-from tessera.bus.transaction import BatchTransaction, Transaction
+from tessera.bus.transaction import Transaction
 from tessera.contracts.base import EventData
-from tessera.contracts.errors import InvalidError, Problem, RetryableError, TesseraError
+from tessera.contracts.errors import InvalidError, Problem, TesseraError
 from tessera.contracts.events import RequestFailed
 from tessera.contracts.ids import body_digest
-from tessera.resilience import CircuitOpenError, RetryPolicy
-from tessera.storage import Database, ObjectsUnavailableError, StorageConflictError, StorageTimeoutError, StorageUnavailableError
+from tessera.resilience import RetryPolicy
+from tessera.storage import Database
 from tessera.telemetry import get_logger, metrics
 
 MAXIMUM_ATTEMPTS: Final = 3
 """Deaths, or failures that no error class explains, before an event goes to the dead letters (rules of the log, 14)."""
-BUDGET: Final = timedelta(seconds=5)
-"""A transaction begins no further event after this time: with one last handler it stays well below Postgres' own limit of 30 s."""
-
 _log = get_logger(__name__)
-
-
-class PostponedError(RetryableError):
-    """A handler failed for a passing reason that is not the service's own Postgres: the event is to be tried again later."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause) or type(cause).__name__, code=getattr(cause, "code", None))
-
-
-class HandlerTimeoutError(Exception):
-    """A handler took longer than its class may. Nothing says why: it counts as a failure without a reason."""
-
-
-def is_own_storage(error: BaseException, database: Database) -> bool:
-    """Whether the service's own Postgres is what failed: then no event is to blame, and none is put off.
-
-    Told apart by the class of the error alone: what `Database` raises, or its breaker. A handler that meets another dependency's
-    failure raises RetryableError, or lets that dependency's breaker or time-out through.
-    """
-    if isinstance(error, CircuitOpenError):
-        return error.name == database.breaker.name
-    storage = (StorageUnavailableError, StorageConflictError, StorageTimeoutError)
-    return isinstance(error, storage) and not isinstance(error, ObjectsUnavailableError)
 
 
 class Outcome(Enum):
@@ -105,6 +81,10 @@ class Workshop:
     guard: LetterGuard
     keep: timedelta
     """How long it is remembered which events were refused."""
+
+    def calls(self, group: str) -> Calls:
+        """The handlers, to be called."""
+        return Calls(group, self.service, self.registry, self.database, self.limits.handler)
 
 
 @dataclass(slots=True)
@@ -169,6 +149,7 @@ class Applier:
         self._workshop = workshop
         self._index = index
         self._attempts = attempts
+        self._calls = workshop.calls(assignment.group)
         self._backoff = RetryPolicy(attempts=None, initial=workshop.limits.initial, maximum=workshop.limits.maximum)
 
     def pause(self, attempts: int) -> timedelta:
@@ -221,7 +202,7 @@ class Applier:
 
     async def _enter(self, connection: AsyncConnection, deliveries: Sequence[Delivery]) -> dict[int, Entry]:
         known = [delivery for delivery in deliveries if delivery.event is not None]
-        entries = await enter(connection, self._assignment.group, _inbox_items(known))
+        entries = await enter(connection, self._assignment.group, inbox_items(known))
         return {delivery.offset: self._judged(entry) for delivery, entry in zip(known, entries, strict=True)}
 
     def _judged(self, entry: Entry) -> Entry:
@@ -239,7 +220,7 @@ class Applier:
         if left:
             applied.handled = [delivery.offset for delivery in deliveries].index(left[0][0].offset)
             new = [delivery for delivery, entry in left if entry is Entry.NEW]
-            await forget(connection, self._assignment.group, _inbox_items(new))
+            await forget(connection, self._assignment.group, inbox_items(new))
 
     # --- many ------------------------------------------------------------------------------------
     async def _apply_pending(
@@ -272,16 +253,7 @@ class Applier:
     ) -> int:
         """Without a savepoint for each, which costs two round trips. Raises InvalidError when one is refused: then none is applied."""
         rows: list[OutboxRow] = []
-        done, until = 0, time.monotonic() + BUDGET.total_seconds()
-        while done < len(events) and (done == 0 or time.monotonic() < until):
-            registration = self._workshop.registry[events[done].type]
-            if registration.batched:
-                end = _run_end(events, done)
-                await self._call_batch(registration, connection, events[done:end], rows)
-                done = end
-            else:
-                await self._call_one(registration, connection, events[done], rows)
-                done += 1
+        done = await self._calls.each(connection, events, rows)
         applied.rows += rows
         for delivery, _ in pending[:done]:
             self._note_done(delivery, applied)
@@ -298,7 +270,7 @@ class Applier:
         self, connection: AsyncConnection, pending: Sequence[tuple[Delivery, Entry]], applied: Applied, *, postponing: bool
     ) -> int:
         blocked: set[Chain | None] = set()
-        until = time.monotonic() + BUDGET.total_seconds()
+        until = time.monotonic() + calling.BUDGET.total_seconds()
         for done, (delivery, entry) in enumerate(pending):
             if done and (time.monotonic() > until or sum(applied.letters) >= self._workshop.guard.room):
                 return done
@@ -330,7 +302,7 @@ class Applier:
 
     async def _take_back(self, connection: AsyncConnection, delivery: Delivery, entry: Entry) -> None:
         if entry is Entry.NEW:
-            await forget(connection, self._assignment.group, _inbox_items([delivery]))
+            await forget(connection, self._assignment.group, inbox_items([delivery]))
 
     # --- putting off -----------------------------------------------------------------------------
     async def _put_off(self, connection: AsyncConnection, delivery: Delivery, error: PostponedError, applied: Applied) -> Outcome:
@@ -382,12 +354,8 @@ class Applier:
         event = self._admitted(delivery, entry)
         if expired(event) and await self._told_expired(connection, event, applied.rows):
             return
-        registration = self._workshop.registry[event.type]
         async with connection.begin_nested():
-            if registration.batched:
-                await self._call_batch(registration, connection, [event], applied.rows)
-            else:
-                await self._call_one(registration, connection, event, applied.rows)
+            await self._calls.one(connection, event, applied.rows)
 
     def _admitted(self, delivery: Delivery, entry: Entry) -> Received[EventData]:
         """The event, unless it does not validate, pretends to be another, or has failed too often."""
@@ -406,33 +374,6 @@ class Applier:
         return False
 
     # --- handlers --------------------------------------------------------------------------------
-    async def _call_one(
-        self, registration: Registration, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]
-    ) -> None:
-        with handling(event, self._assignment.group):
-            await self._limited(registration.handler(event, self._transaction(connection, event, rows)))
-
-    async def _call_batch(
-        self, registration: Registration, connection: AsyncConnection, events: Sequence[Received[EventData]], rows: list[OutboxRow]
-    ) -> None:
-        with handling_together(events, self._assignment.group):
-            await self._limited(registration.handler(events, BatchTransaction(connection, self._workshop.service, rows)))
-
-    async def _limited(self, handler: Awaitable[None]) -> None:
-        """Awaits a handler within its time, and says of a passing failure whose it is."""
-        limit = asyncio.timeout(self._workshop.limits.handler.total_seconds())
-        try:
-            async with limit:
-                await handler
-        except PASSING as error:
-            if is_own_storage(error, self._workshop.database):
-                raise
-            raise PostponedError(error) from error
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise HandlerTimeoutError(f"a handler took longer than {self._workshop.limits.handler.total_seconds():g} s") from error
-
     def _transaction(self, connection: AsyncConnection, event: Received[EventData], rows: list[OutboxRow]) -> Transaction:
         return Transaction(connection, event.origin, self._workshop.service, rows)
 
@@ -467,15 +408,7 @@ class Applier:
             await tell(tenant_id, refused(delivery.record, delivery.place.topic, fault), connection)
 
 
-def _run_end(events: Sequence[Received[EventData]], start: int) -> int:
-    """Where the neighbours of one type end."""
-    end = start + 1
-    while end < len(events) and events[end].type == events[start].type:
-        end += 1
-    return end
-
-
-def _inbox_items(deliveries: Sequence[Delivery]) -> list[InboxItem]:
+def inbox_items(deliveries: Sequence[Delivery]) -> list[InboxItem]:
     """The identities of those that have one."""
     return [
         InboxItem(delivery.event.tenant_id, delivery.event.digest, body_digest(delivery.record.value or b""))

@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tessera.bus import faults
-from tessera.bus.applying import MAXIMUM_ATTEMPTS, HandlerTimeoutError, is_own_storage
+from tessera.bus.applying import MAXIMUM_ATTEMPTS
+from tessera.bus.calling import HandlerTimeoutError, is_own_storage
 from tessera.bus.caution import LetterGuard
 from tessera.bus.deadletters import DISCARDED, HANDLER_FAILED, counts_as_ours, dead_letter, is_refusable, refusal
 from tessera.bus.delivery import EXPIRED, UNAVAILABLE, Delivery, delivered, expired, handling, loose_origin

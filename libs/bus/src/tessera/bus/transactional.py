@@ -17,7 +17,8 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from tessera.bus import faults, outbox, parked
-from tessera.bus.applying import Applied, Applier, Attempts, HandlerTimeoutError, PostponedError, Workshop
+from tessera.bus.applying import Applied, Applier, Attempts, Workshop
+from tessera.bus.calling import HandlerTimeoutError, PostponedError
 from tessera.bus.delivery import Delivery, delivered
 from tessera.bus.parked import Begun, Failed, Parked, ParkedIndex, ParkedRows, State
 from tessera.bus.partitions import BACKOFF, PASSING, Assignment, Gate, PartitionLoop
