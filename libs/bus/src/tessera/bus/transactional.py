@@ -63,6 +63,8 @@ class TransactionalLoop(PartitionLoop):
         """Of the batch in hand, or of the next one."""
         self._following: Mark | None = None
         """Set with a position whose commit is not known yet."""
+        self._ahead: set[Mark] = set()
+        """Every mark that a commit has set, if one of those that we never heard of took place."""
         self._retry_topic = RETRY_TOPICS.get(assignment.name)
         self._in_place = IN_PLACE if self._retry_topic is None else 1
         self._parked = ParkedRows(assignment.group, assignment.name, assignment.partition.partition)
@@ -304,7 +306,7 @@ class TransactionalLoop(PartitionLoop):
     async def _requeue(self, batch: Sequence[Record]) -> None:
         """Fenced: looks where the position is now and drops what others have handled.
 
-        Our mark went with the position that was moved. Where we moved it ourselves and never heard of it, `_following` may be marked.
+        Our mark went with the position that was moved. Where we moved it ourselves and never heard of it, one of `_ahead` may be marked.
         """
         self._marked = None
         await self._persist(self._relocate)
@@ -345,10 +347,17 @@ class TransactionalLoop(PartitionLoop):
             await parked.write(connection, group, applied.notes)
             await parked.remove(connection, group, applied.done)
             await parked.settle(connection, group, applied.replayed)
-            following = self._following = self._next_mark(deliveries, applied)
+            following = self._mark_ahead(deliveries, applied)
             await self._row.advance(connection, self._position, deliveries[applied.handled - 1].offset + 1, following)
             faults.reach(faults.CONSUMED_BEFORE_COMMIT)
         return applied
+
+    def _mark_ahead(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
+        """The mark of the next batch, known from now on although its commit is not."""
+        following = self._following = self._next_mark(deliveries, applied)
+        if following is not None:
+            self._ahead.add(following)
+        return following
 
     def _next_mark(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
         """Of what is here to be handled next, so that it needs no statement of its own; none where something else may come before it."""
@@ -366,9 +375,9 @@ class TransactionalLoop(PartitionLoop):
 
     async def _unmark(self) -> None:
         """A paused consumer has nothing in hand."""
-        if self._marked is not None:
-            await self._give_back(self._marked)
-            self._marked = None
+        await self._give_back()
+        self._marked = None
+        self._ahead.clear()
 
     async def _check_gap(self, first: int) -> None:
         """A gap is normal (compaction, aborted sends), unless the log's start has overtaken the position."""
@@ -379,6 +388,7 @@ class TransactionalLoop(PartitionLoop):
     def _finish(self, batch: Sequence[Record], applied: Applied) -> None:
         done, left = batch[: applied.handled], batch[applied.handled :]
         self._position, self._marked, self._following = done[-1].offset + 1, self._following, None
+        self._ahead.clear()
         self._moved.set()
         for entry in applied.parked:
             self._index.add(entry)
@@ -402,10 +412,10 @@ class TransactionalLoop(PartitionLoop):
         """Finishes the batch in hand. One that is not finished was not handled: its mark is taken back, or it would count as a death."""
         await super().close(grace)
         await self._commit_finished()
-        mark, self._marked = self._marked or self._following, None
         begun, self._begun = self._begun, None
-        if mark is not None:
-            await self._patiently(lambda: self._give_back(mark))
+        await self._patiently(self._give_back)
+        self._marked = None
+        self._ahead.clear()
         if begun is not None:
             await self._patiently(lambda: self._give_back_parked(begun))
 
@@ -421,12 +431,17 @@ class TransactionalLoop(PartitionLoop):
                         failures += 1
                         await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
 
-    async def _give_back(self, mark: Mark) -> None:
+    async def _give_back(self) -> None:
+        """Takes a mark of ours back, also one that was set by a commit of which we never heard."""
+        ours = {self._marked, *self._ahead} - {None}
+        if not ours:
+            return
         async with self._workshop.database.transaction() as connection:
-            if await self._row.read(connection) != self._position or await self._row.mark(connection) != mark:
+            stored, mark = await self._row.read(connection), await self._row.mark(connection)
+            if stored is None or mark is None or mark not in ours or not self._position <= stored <= mark.first:
                 return  # somebody else has the partition, and marks of their own
             if mark.attempts > 1:
-                await self._row.set_mark(driver_of(connection), self._position, Mark(mark.first, mark.last, mark.attempts - 1))
+                await self._row.set_mark(driver_of(connection), stored, Mark(mark.first, mark.last, mark.attempts - 1))
             else:
                 await self._row.clear_mark(connection)
 
