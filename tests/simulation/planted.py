@@ -12,7 +12,7 @@ from unittest.mock import patch
 from simulation import statements
 from simulation.postgres import Result, Session, Values
 
-from tessera.bus import consistency, relay
+from tessera.bus import consistency, positions, relay
 from tessera.bus.parked import ParkedIndex, ParkedRows
 from tessera.bus.positions import PositionRow
 from tessera.bus.publisher import Publisher
@@ -55,16 +55,33 @@ def finished_when_taken() -> Iterator[None]:
 @contextmanager
 def no_fence() -> Iterator[None]:
     """Whoever believes to have the partition moves its position."""
-    advance, set_mark = PositionRow.advance, PositionRow.set_mark
-
-    async def anyhow(row: PositionRow, connection: Any, stored: int, *more: Any) -> None:
-        await advance(row, connection, await row.read(connection) or 0, *more)
-
-    async def marked(row: PositionRow, connection: Any, stored: int, *more: Any) -> None:
-        await set_mark(row, connection, await row.read(connection) or 0, *more)
-
-    with patch.object(PositionRow, "advance", anyhow), patch.object(PositionRow, "set_mark", marked):
+    with _unfenced(positions._ADVANCE, positions._ADVANCE_AND_MARK, positions._SET_MARK, positions._ADVANCE_ALL, positions._SET_MARKS):
         yield
+
+
+@contextmanager
+def no_fence_when_shared() -> Iterator[None]:
+    """The statement that moves several positions moves each of them, wherever it is."""
+    with _unfenced(positions._ADVANCE_ALL):
+        yield
+
+
+@contextmanager
+def _unfenced(*fenced: Any) -> Iterator[None]:
+    def anyhow(function: Callable[[Session, Values], Result]) -> Callable[[Session, Values], Result]:
+        return lambda session, values: function(session, {**values, "stored": _stored(session, values)})
+
+    unfenced = {statement: anyhow(statements.STATEMENTS[statement]) for statement in fenced}
+    with patch.object(statements, "STATEMENTS", {**statements.STATEMENTS, **unfenced}):
+        yield
+
+
+def _stored(session: Session, values: Values) -> Any:
+    """Where the position is, or the positions are, whatever the statement expects."""
+    if "topics" in values:
+        places = zip(values["topics"], values["partitions"], strict=True)
+        return [_stored(session, {"consumer": values["consumer"], "topic": topic, "partition": number}) for topic, number in places]
+    return session.get("consumer_position", (values["consumer"], values["topic"], values["partition"])).next_offset  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -121,6 +138,7 @@ BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
         "commit before effect": commit_before_effect,
         "finished when taken": finished_when_taken,
         "no fence": no_fence,
+        "no fence when shared": no_fence_when_shared,
         "relay out of order": relay_out_of_order,
         "producer with a gap": producer_with_a_gap,
         "token too early": token_too_early,

@@ -67,25 +67,35 @@ class Plan:
     """(point, how often it was reached before the process dies there)."""
     reads: int = 0
     """How often a client looks whether a write is visible."""
+    batched: bool = False
+    """Whether the handler takes neighbours together."""
+    storage_latency: float = 0.004
+    """Seconds of a round trip to Postgres, at most."""
     kafka: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, seed: int) -> Plan:
         """The same for the same seed, on every machine."""
         chance = random.Random(f"plan {seed}")
-        calm = chance.random() < 0.1
+        calm, crowded = chance.random() < 0.1, chance.random() < 0.25
         return cls(
             seed=seed,
             answering=seed % 4 == 3,
             shuffled=chance.random() < 0.5,
-            partitions=chance.choice((1, 2, 2, 3)),
+            partitions=4 if crowded else chance.choice((1, 2, 2, 3)),
             replicas=chance.choice((1, 2, 2, 3)),
             gaps=chance.choice((0.0, 0.0, 0.2)),
-            events=_events(chance),
-            faults=() if calm else tuple(_fault(chance) for _ in range(chance.randint(1, 4))),
+            events=_crowd(chance) if crowded else _events(chance),
+            faults=() if calm else _faults(chance, crowded=crowded),
             crashes=frozenset((chance.choice(_POINTS), chance.randint(1, 4)) for _ in range(0 if calm else chance.choice((0, 0, 1, 2)))),
             reads=chance.choice((0, 2, 4)),
-            kafka={"batch_records": chance.choice((1, 2, 3, 5)), "heartbeat_milliseconds": 1_000, "commit_milliseconds": 1_000},
+            batched=chance.random() < 0.5,
+            storage_latency=0.03 if crowded else 0.004,
+            kafka={
+                "batch_records": 8 if crowded else chance.choice((1, 2, 3, 5)),
+                "heartbeat_milliseconds": 1_000,
+                "commit_milliseconds": 1_000,
+            },
         )
 
 
@@ -98,10 +108,24 @@ def _events(chance: random.Random) -> tuple[Event, ...]:
     )
 
 
-def _content(chance: random.Random) -> str:
-    if chance.random() < 0.75:
+def _crowd(chance: random.Random) -> tuple[Event, ...]:
+    """Little at a time on each of several partitions, faster than one transaction follows the other: they share them."""
+    return tuple(
+        Event(f"e{number}", f"k{chance.randrange(8)}", chance.random() * 1.5, chance.choice((1, 1, 1, 2)), _content(chance, ok=0.93))
+        for number in range(24)
+    )
+
+
+def _content(chance: random.Random, *, ok: float = 0.75) -> str:
+    if chance.random() < ok:
         return "ok"
     return chance.choice((f"slow {chance.random():.2f}", "invalid", "retry 1", "retry 5", "bug 1", "bug 999", "slow 3"))
+
+
+def _faults(chance: random.Random, *, crowded: bool) -> tuple[Fault, ...]:
+    """Where partitions share transactions a zombie is what matters most: it comes back with several of them in hand."""
+    zombie = (Fault(chance.random() * 2.0, "freeze", 20.0, 0.5),) if crowded else ()
+    return (*zombie, *(_fault(chance) for _ in range(chance.randint(1, 4 - len(zombie)))))
 
 
 def _fault(chance: random.Random) -> Fault:
@@ -144,7 +168,7 @@ async def _storage_in_doubt(world: World, fault: Fault) -> None:
 async def _storage_slow(world: World, fault: Fault) -> None:
     world.server.slowness = 0.5
     await asyncio.sleep(fault.seconds)
-    world.server.slowness = 0.004
+    world.server.slowness = world.plan.storage_latency
 
 
 async def _broker_away(world: World, fault: Fault) -> None:

@@ -76,6 +76,44 @@ def advance_and_mark(session: Session, values: Values) -> Result:
     return Result([Row(moved=int(matches))])
 
 
+def _places(values: Values) -> list[Values]:
+    """Values of each partition by itself, in the order in which rows are locked."""
+    names = {"topics": "topic", "partitions": "partition", "stored": "stored", "firsts": "first", "lasts": "last"}
+    names |= {"next_offsets": "next_offset"} if "next_offsets" in values else {}
+    columns = zip(*(values[given] for given in names), strict=True)
+    rows = [{"consumer": values["consumer"], "attempts": 1, **dict(zip(names.values(), column, strict=True))} for column in columns]
+    return sorted(rows, key=_place)
+
+
+def advance_all(session: Session, values: Values) -> Result:
+    """All rows are held before the first is moved."""
+    places = _places(values)
+    held = [place for place in places if _holds(session, place)]
+    for place in held:
+        _move(session, place)
+    for place in places:
+        if place["first"] is None:
+            clear_mark(session, place)
+        elif place in held:
+            _write_mark(session, place)
+    return Result([Row(moved=len(held))])
+
+
+def set_marks(session: Session, values: Values) -> Result:
+    held = [place for place in _places(values) if _holds(session, place)]
+    for place in held:
+        _write_mark(session, place)
+    return Result([Row(topic=place["topic"], partition=place["partition"]) for place in held])
+
+
+def _holds(session: Session, values: Values) -> bool:
+    row = session.get("consumer_position", _place(values))
+    if row is None or row.next_offset != values["stored"]:
+        return False
+    session.claim("consumer_position", [_place(values)])
+    return True
+
+
 def _move(session: Session, values: Values) -> bool:
     place = _place(values)
     row = session.get("consumer_position", place)
@@ -427,6 +465,8 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         positions._ADVANCE_AND_MARK: advance_and_mark,
         positions._MARK: read_mark,
         positions._SET_MARK: set_mark,
+        positions._SET_MARKS: set_marks,
+        positions._ADVANCE_ALL: advance_all,
         positions._CLEAR_MARK: clear_mark,
         parked._WRITE: write_parked,
         parked._REMOVE: remove_parked,

@@ -82,6 +82,30 @@ def mark(chance: random.Random) -> dict[str, Any]:
     return {**place(chance), "stored": chance.randrange(3), "first": first, "last": first + 1, "attempts": chance.randint(1, 3)}
 
 
+def shared(chance: random.Random) -> dict[str, Any]:
+    """Of one partition or of both, in any order."""
+    partitions = chance.sample(range(2), chance.randint(1, 2))
+    firsts = [chance.randrange(3) for _ in partitions]
+    stored = [chance.randrange(3) for _ in partitions]
+    lasts = [first + 1 for first in firsts]
+    return {
+        "consumer": "c",
+        "topics": ["t"] * len(partitions),
+        "partitions": partitions,
+        "stored": stored,
+        "firsts": firsts,
+        "lasts": lasts,
+    }
+
+
+def moved(chance: random.Random) -> dict[str, Any]:
+    """Some mark what follows, some take the mark away."""
+    values = shared(chance)
+    firsts = [chance.choice((None, first)) for first in values["firsts"]]
+    lasts = [None if first is None else first + 1 for first in firsts]
+    return {**values, "firsts": firsts, "lasts": lasts, "next_offsets": [chance.randrange(3) for _ in firsts]}
+
+
 def outgoing(chance: random.Random) -> dict[str, Any]:
     count = chance.randint(1, 3)
     return {
@@ -185,6 +209,8 @@ CHOICES: dict[Any, Callable[[random.Random], dict[str, Any]]] = {
     positions._ADVANCE_AND_MARK: lambda chance: {**mark(chance), "next_offset": chance.randrange(3)},
     positions._MARK: place,
     positions._SET_MARK: mark,
+    positions._SET_MARKS: shared,
+    positions._ADVANCE_ALL: moved,
     positions._CLEAR_MARK: place,
     inbox._INSERT: entered,
     inbox._FIND: identities,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from simulation.scenario import Event, Plan
 from simulation.statements import APPLIED, APPLY, LOCK_KEY, SERVICE
 
 import tessera.resilience.retry
-from tessera.bus import Bus, Emitter, Received, Transaction, consistency
+from tessera.bus import BatchTransaction, Bus, Emitter, Received, Transaction, consistency
 from tessera.bus.applying import MAXIMUM_ATTEMPTS
 from tessera.bus.events import Position
 from tessera.bus.freshness import seen_in
@@ -160,6 +160,7 @@ class World:
         self.loop = SimulationLoop(self.chance, shuffled=plan.shuffled)
         topics = {self.input: plan.partitions, OUTPUT: 2, LETTERS: 1, "refused": 1}
         self.server = Server(self.loop, random.Random(f"postgres {plan.seed}"), statements.STATEMENTS)
+        self.server.slowness = plan.storage_latency
         self.cluster = Cluster(self.loop, random.Random(f"kafka {plan.seed}"), {**_other_topics(), **topics})
         self.cluster.gaps = plan.gaps
         self.replicas: dict[str, Replica] = {}
@@ -374,13 +375,20 @@ class World:
     def register(self, bus: Bus) -> None:
         """The handlers."""
         ingestion = bus.consumer("ingestion")
-        ingestion.transactional(MessagePublished)(self._apply)
+        if self.plan.batched:
+            ingestion.transactional_batch(MessagePublished)(self._apply_all)
+        else:
+            ingestion.transactional(MessagePublished)(self._apply)
         for other in (DocumentPublished, EntityPublished, RelationPublished):
             ingestion.transactional(other)(_ignore)
 
     def record(self, event: Event) -> tuple[bytes, list[tuple[str, bytes]]]:
         """Value and headers of an event."""
         return _body(event.key, event.content), _headers(event.id, MessagePublished.event_type)
+
+    async def _apply_all(self, events: Sequence[Received[MessagePublished]], batch: BatchTransaction) -> None:
+        for event in events:
+            await self._apply(event, batch.of(event))
 
     async def _apply(self, event: Received[MessagePublished], transaction: Transaction) -> None:
         key = event.data.conversation_id

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -23,7 +23,6 @@ from tessera.bus.deadletters import (
     DISCARDED,
     GIVEN_UP,
     HANDLER_FAILED,
-    REPLAY_ATTEMPT,
     RETRIES_EXHAUSTED,
     counts_as_ours,
     dead_letter,
@@ -39,6 +38,7 @@ from tessera.bus.outbox import OutboxRow
 from tessera.bus.parked import Chain, Note, Parked, ParkedIndex, State, chain_of, note
 from tessera.bus.partitions import Assignment
 from tessera.bus.quarantine import Quarantine
+from tessera.bus.records import Record
 from tessera.bus.registry import Registry
 from tessera.bus.retries import next_retry, retry_row
 from tessera.bus.transaction import Transaction
@@ -111,6 +111,13 @@ class Attempts:
         """Notes a failure without a reason."""
         self.broken.add(offset)
         self.counts[offset] = max(self.counts.get(offset, 0), 1)
+
+    def concern(self, records: Iterable[Record]) -> bool:
+        """Whether anything is known of one of them."""
+        known = self.counts or self.broken or self.discarded
+        return bool(known) and any(
+            record.offset in self.counts or record.offset in self.broken or record.offset in self.discarded for record in records
+        )
 
     def forget(self, offset: int) -> None:
         """The event is done."""
@@ -263,7 +270,7 @@ class Applier:
         """What was noted about an event that is applied now is no longer so."""
         if self._is_repeat(delivery):
             applied.done.append(delivery.place)
-        if delivery.event is not None and REPLAY_ATTEMPT in [name for name, _ in delivery.record.headers]:
+        if delivery.event is not None and delivery.is_replay:
             applied.replayed.append(delivery.event)
 
     async def _apply_each(

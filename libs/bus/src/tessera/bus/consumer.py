@@ -28,6 +28,7 @@ from tessera.bus.records import Record
 from tessera.bus.registry import Handler, RefusalHandler, Registration, Registry
 from tessera.bus.settings import KafkaSettings
 from tessera.bus.stateless import Bench, StatelessLoop
+from tessera.bus.together import Together
 from tessera.bus.transaction import BatchTransaction, Transaction
 from tessera.bus.transactional import TransactionalLoop
 from tessera.bus.watch import Watch
@@ -100,6 +101,7 @@ class Consumer:
             surroundings.database,
         )
         self._in_flight = asyncio.Semaphore(surroundings.kafka.partitions_in_flight)
+        self._together: Together | None = None
 
     # --- registration -----------------------------------------------------------------------------
     def transactional(self, event_class: type[D]) -> Callable[[OnTransaction[D]], OnTransaction[D]]:
@@ -325,7 +327,10 @@ class Consumer:
         name = self._around.kafka.logical(partition.topic)
         assignment = Assignment(self._joined.consumer, partition, topic, name, self._group)
         if self._mode(topic) is Mode.TRANSACTIONAL and self._around.database is not None:
-            return TransactionalLoop(assignment, self._gate, self._workshop(self._around.database), on_fatal=self._around.on_fatal)
+            workshop = self._workshop(self._around.database)
+            if self._together is None:
+                self._together = Together(self._group, workshop)
+            return TransactionalLoop(assignment, self._gate, workshop, self._together, on_fatal=self._around.on_fatal)
         return StatelessLoop(assignment, self._gate, self._bench, high_water=4 * self._around.kafka.window, on_fatal=self._around.on_fatal)
 
     def _workshop(self, database: Database) -> Workshop:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from tessera.bus.codec import attributes_of, decode, is_tenant_id, loose_data
+from tessera.bus.deadletters import REPLAY_ATTEMPT
 from tessera.bus.events import Origin, Position, Received, known_reply_partition
 from tessera.bus.partitions import Assignment
 from tessera.bus.records import Record
@@ -30,6 +31,11 @@ class Delivery:
     """Where it came first, in the catalogue's spelling."""
     offset: int
     """Where it was read now: another one in a retry topic."""
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether an operator sent it again."""
+        return self.event is not None and REPLAY_ATTEMPT in [name for name, _ in self.record.headers]
 
     @property
     def ready(self) -> Received[EventData]:

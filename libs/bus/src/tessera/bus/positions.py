@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -47,6 +48,37 @@ _SET_MARK = DirectStatement(
     "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
     "attempts = excluded.attempts, marked_at = now() RETURNING first_offset) "
     "SELECT count(*) AS marked FROM marked"
+)
+# Of several partitions at once. Rows are locked in their order, so that two of these statements wait for each other and never in a circle.
+_SET_MARKS = DirectStatement(
+    "WITH held AS (SELECT given.topic, given.partition, given.first, given.last FROM unnest(CAST(:topics AS text[]), "
+    "CAST(:partitions AS integer[]), CAST(:stored AS bigint[]), CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) "
+    "AS given (topic, partition, stored, first, last) JOIN consumer_position ON consumer_position.consumer = :consumer "
+    "AND consumer_position.topic = given.topic AND consumer_position.partition = given.partition "
+    "AND consumer_position.next_offset = given.stored WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL "
+    "ORDER BY given.topic, given.partition FOR SHARE OF consumer_position) "
+    "INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
+    "SELECT :consumer, topic, partition, first, last, 1 FROM held "
+    "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
+    "attempts = excluded.attempts, marked_at = now() RETURNING topic, partition"
+)
+_ADVANCE_ALL = DirectStatement(
+    "WITH given AS (SELECT * FROM unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:stored AS bigint[]), "
+    "CAST(:next_offsets AS bigint[]), CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) "
+    "AS given (topic, partition, stored, next_offset, first, last)), "
+    "held AS (SELECT given.* FROM given JOIN consumer_position ON consumer_position.consumer = :consumer "
+    "AND consumer_position.topic = given.topic AND consumer_position.partition = given.partition "
+    "AND consumer_position.next_offset = given.stored ORDER BY given.topic, given.partition FOR UPDATE OF consumer_position), "
+    "moved AS (UPDATE consumer_position SET next_offset = held.next_offset FROM held WHERE consumer_position.consumer = :consumer "
+    "AND consumer_position.topic = held.topic AND consumer_position.partition = held.partition "
+    "AND consumer_position.next_offset = held.stored RETURNING held.topic, held.partition, held.first, held.last), "
+    "cleared AS (DELETE FROM batch_mark USING given WHERE batch_mark.consumer = :consumer AND batch_mark.topic = given.topic "
+    "AND batch_mark.partition = given.partition AND given.first IS NULL), "
+    "marked AS (INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
+    "SELECT :consumer, topic, partition, first, last, 1 FROM moved WHERE first IS NOT NULL "
+    "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
+    "attempts = excluded.attempts, marked_at = now()) "
+    "SELECT count(*) AS moved FROM moved"
 )
 _CLEAR_MARK = text("DELETE FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
 
@@ -129,3 +161,47 @@ class PositionRow:
 
     def _key(self) -> dict[str, object]:
         return {"consumer": self.consumer, "topic": self.topic, "partition": self.partition}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How a transaction moves one position, and which batch it marks in place of the one that is done."""
+
+    row: PositionRow
+    stored: int
+    next_offset: int
+    following: Mark | None = None
+
+
+async def set_marks(driver: asyncpg.Connection, consumer: str, marks: Sequence[tuple[PositionRow, int, Mark]]) -> set[PositionRow]:
+    """Says of several partitions which batch is about to be handled, each for the first time: (row, stored position, mark).
+
+    Returns those that are marked; the position of any other is no longer where it was said to be.
+    """
+    values = {
+        "consumer": consumer,
+        **_places([row for row, _, _ in marks]),
+        "stored": [stored for _, stored, _ in marks],
+        "firsts": [mark.first for _, _, mark in marks],
+        "lasts": [mark.last for _, _, mark in marks],
+    }
+    return {PositionRow(consumer, row["topic"], row["partition"]) for row in await _SET_MARKS.rows(driver, values)}
+
+
+async def advance_all(connection: AsyncConnection, consumer: str, moves: Sequence[Move]) -> None:
+    """Moves several positions as `PositionRow.advance` moves one. Raises FencedError unless every one of them is where it was read."""
+    values = {
+        "consumer": consumer,
+        **_places([move.row for move in moves]),
+        "stored": [move.stored for move in moves],
+        "next_offsets": [move.next_offset for move in moves],
+        "firsts": [move.following and move.following.first for move in moves],
+        "lasts": [move.following and move.following.last for move in moves],
+    }
+    result = await _ADVANCE_ALL.row(driver_of(connection), values)
+    if result["moved"] != len(moves):
+        raise FencedError(f"Of {len(moves)} positions of {consumer} only {result['moved']} are where they were.")
+
+
+def _places(rows: Sequence[PositionRow]) -> dict[str, object]:
+    return {"topics": [row.topic for row in rows], "partitions": [row.partition for row in rows]}

@@ -99,7 +99,7 @@ class KafkaSettings(BaseModel):
     batch_records: Annotated[int, Field(ge=1, le=5_000)] = 200
     """Most events in one transaction."""
     partitions_in_flight: Annotated[int, Field(ge=1, le=16)] = 2
-    """Transactions of one consumer at the same time, each on its own partition."""
+    """Transactions of one consumer at the same time; small batches of several partitions share one of them."""
     window: Annotated[int, Field(ge=1, le=1_000)] = 64
     """Most events of one consumer in hand at once where order does not matter."""
     retry: RetrySettings = Field(default_factory=RetrySettings)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Final
@@ -27,6 +27,7 @@ from tessera.bus.positions import FencedError, Mark, PositionRow
 from tessera.bus.publisher import as_retryable
 from tessera.bus.records import Record
 from tessera.bus.retries import due_in
+from tessera.bus.together import Part, Together
 from tessera.contracts.catalogue import RETRY_TOPICS
 from tessera.contracts.errors import FatalError, InvalidError, RetryableError, TesseraError
 from tessera.contracts.events import StuckEvent
@@ -46,12 +47,24 @@ _PRUNED_ROWS: Final = 1_000
 _log = get_logger(__name__)
 
 
+@dataclass(slots=True)
+class _InHand:
+    """A batch, whether its mark is set, and how it may share a transaction, which is tried once."""
+
+    batch: Sequence[Record]
+    marked: bool
+    part: Part | None
+
+
 class TransactionalLoop(PartitionLoop):
     """Handles one partition, batch by batch; one by one where an earlier attempt died."""
 
-    def __init__(self, assignment: Assignment, gate: Gate, workshop: Workshop, *, on_fatal: Callable[[FatalError], None]) -> None:
+    def __init__(
+        self, assignment: Assignment, gate: Gate, workshop: Workshop, together: Together, *, on_fatal: Callable[[FatalError], None]
+    ) -> None:
         super().__init__(assignment, gate, high_water=4 * workshop.batch_records, commit_every=workshop.commit_every, on_fatal=on_fatal)
         self._workshop = workshop
+        self._together = together
         self._row = PositionRow(assignment.group, assignment.name, assignment.partition.partition)
         self._located = False
         self._position = 0
@@ -239,13 +252,10 @@ class TransactionalLoop(PartitionLoop):
     # --- one batch --------------------------------------------------------------------------------
     async def _handle(self, batch: Sequence[Record], *, marked: bool = False) -> None:
         failures, postponed = 0, 0
+        hand = _InHand(batch, marked, self._part(batch, marked=marked))
         while not self._stopping.is_set():
             try:
-                async with self._room(batch), self._workshop.in_flight:
-                    if not marked:
-                        await self._mark(batch)
-                        marked = True
-                    applied = await self._attempt(batch, postponing=postponed + 1 >= self._in_place)
+                applied = await self._tried(hand, postponing=postponed + 1 >= self._in_place)
             except FencedError:
                 await self._requeue(batch)
                 return
@@ -254,7 +264,7 @@ class TransactionalLoop(PartitionLoop):
             except Exception as error:  # noqa: BLE001
                 if not await self._passes(error):
                     self._blame(batch, error)
-                    marked = False  # the next try is one more attempt, and counts
+                    hand.marked = False  # the next try is one more attempt, and counts
                     if len(batch) > 1:
                         await self._one_by_one(batch)
                         return
@@ -266,6 +276,42 @@ class TransactionalLoop(PartitionLoop):
                 return
             failures += 1
             await self._pause(failures)
+
+    async def _tried(self, hand: _InHand, *, postponing: bool) -> Applied:
+        """One try: together with what other partitions have in hand, where that may be, else or in vain in a transaction of its own."""
+        part, hand.part = hand.part, None
+        if part is not None:
+            try:
+                if await self._together.apply(part):
+                    return Applied(len(hand.batch))
+            finally:
+                hand.marked = part.marked
+        async with self._room(hand.batch), self._workshop.in_flight:
+            if not hand.marked:
+                await self._mark(hand.batch)
+                hand.marked = True
+            return await self._attempt(hand.batch, postponing=postponing)
+
+    def _part(self, batch: Sequence[Record], *, marked: bool) -> Part | None:
+        """The batch as a part of a shared transaction; None where it is large, or anything about it is out of the ordinary."""
+        first = batch[0].offset
+        ordinary = first == self._position and first >= self._suspects_until and not (self._retry_topic or len(self._index))
+        if not (ordinary and self._together.takes(len(batch))) or self._attempts.concern(batch):
+            return None
+        deliveries = [delivered(record, self.assignment) for record in batch]
+        if any(delivery.event is None or delivery.is_replay for delivery in deliveries):
+            return None
+        mark = self._marked if marked else None
+        if mark is None:
+            mark = self._marked = Mark(first, batch[-1].offset)  # before it is known to be set: a commit in doubt is given back too
+        return Part(self._row, self._position, deliveries, mark, marked, lambda: self._mark_ahead(deliveries, Applied(len(deliveries))))
+
+    def _mark_ahead(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
+        """The mark of the next batch, known from now on although its commit is not."""
+        following = self._following = self._next_mark(deliveries, applied)
+        if following is not None:
+            self._ahead.add(following)
+        return following
 
     def _tell_retry(self, error: Exception, failures: int) -> None:
         metrics.BUS_RETRIES.labels(consumer=self.assignment.group).inc()
@@ -351,13 +397,6 @@ class TransactionalLoop(PartitionLoop):
             await self._row.advance(connection, self._position, deliveries[applied.handled - 1].offset + 1, following)
             faults.reach(faults.CONSUMED_BEFORE_COMMIT)
         return applied
-
-    def _mark_ahead(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
-        """The mark of the next batch, known from now on although its commit is not."""
-        following = self._following = self._next_mark(deliveries, applied)
-        if following is not None:
-            self._ahead.add(following)
-        return following
 
     def _next_mark(self, deliveries: Sequence[Delivery], applied: Applied) -> Mark | None:
         """Of what is here to be handled next, so that it needs no statement of its own; none where something else may come before it."""
