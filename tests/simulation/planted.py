@@ -19,6 +19,8 @@ from tessera.bus.publisher import Publisher
 from tessera.bus.tracking import OffsetHead
 from tessera.bus.transactional import TransactionalLoop
 
+_SHARED: Final = (positions._ADVANCE_ALL, positions._ADVANCE_ALL_AND_PUBLISH)
+
 Bug = Callable[[], AbstractContextManager[Any]]
 
 
@@ -55,14 +57,14 @@ def finished_when_taken() -> Iterator[None]:
 @contextmanager
 def no_fence() -> Iterator[None]:
     """Whoever believes to have the partition moves its position."""
-    with _unfenced(positions._ADVANCE, positions._ADVANCE_AND_MARK, positions._SET_MARK, positions._ADVANCE_ALL, positions._SET_MARKS):
+    with _unfenced(positions._ADVANCE, positions._ADVANCE_AND_MARK, positions._SET_MARK, positions._SET_MARKS, *_SHARED):
         yield
 
 
 @contextmanager
 def no_fence_when_shared() -> Iterator[None]:
     """The statement that moves several positions moves each of them, wherever it is."""
-    with _unfenced(positions._ADVANCE_ALL):
+    with _unfenced(*_SHARED):
         yield
 
 
@@ -78,8 +80,8 @@ def _unfenced(*fenced: Any) -> Iterator[None]:
 
 def _stored(session: Session, values: Values) -> Any:
     """Where the position is, or the positions are, whatever the statement expects."""
-    if "topics" in values:
-        places = zip(values["topics"], values["partitions"], strict=True)
+    if "on_topics" in values:
+        places = zip(values["on_topics"], values["on_partitions"], strict=True)
         return [_stored(session, {"consumer": values["consumer"], "topic": topic, "partition": number}) for topic, number in places]
     return session.get("consumer_position", (values["consumer"], values["topic"], values["partition"])).next_offset  # type: ignore[union-attr]
 

@@ -78,7 +78,7 @@ def advance_and_mark(session: Session, values: Values) -> Result:
 
 def _places(values: Values) -> list[Values]:
     """Values of each partition by itself, in the order in which rows are locked."""
-    names = {"topics": "topic", "partitions": "partition", "stored": "stored", "firsts": "first", "lasts": "last"}
+    names = {"on_topics": "topic", "on_partitions": "partition", "stored": "stored", "firsts": "first", "lasts": "last"}
     names |= {"next_offsets": "next_offset"} if "next_offsets" in values else {}
     columns = zip(*(values[given] for given in names), strict=True)
     rows = [{"consumer": values["consumer"], "attempts": 1, **dict(zip(names.values(), column, strict=True))} for column in columns]
@@ -97,6 +97,11 @@ def advance_all(session: Session, values: Values) -> Result:
         elif place in held:
             _write_mark(session, place)
     return Result([Row(moved=len(held))])
+
+
+def advance_all_and_publish(session: Session, values: Values) -> Result:
+    write_outbox(session, values)
+    return advance_all(session, values)
 
 
 def set_marks(session: Session, values: Values) -> Result:
@@ -467,6 +472,7 @@ STATEMENTS: Final[Mapping[Any, Callable[[Session, Values], Result]]] = MappingPr
         positions._SET_MARK: set_mark,
         positions._SET_MARKS: set_marks,
         positions._ADVANCE_ALL: advance_all,
+        positions._ADVANCE_ALL_AND_PUBLISH: advance_all_and_publish,
         positions._CLEAR_MARK: clear_mark,
         parked._WRITE: write_parked,
         parked._REMOVE: remove_parked,

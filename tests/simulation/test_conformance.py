@@ -85,17 +85,9 @@ def mark(chance: random.Random) -> dict[str, Any]:
 def shared(chance: random.Random) -> dict[str, Any]:
     """Of one partition or of both, in any order."""
     partitions = chance.sample(range(2), chance.randint(1, 2))
+    places = {"consumer": "c", "on_topics": ["t"] * len(partitions), "on_partitions": partitions}
     firsts = [chance.randrange(3) for _ in partitions]
-    stored = [chance.randrange(3) for _ in partitions]
-    lasts = [first + 1 for first in firsts]
-    return {
-        "consumer": "c",
-        "topics": ["t"] * len(partitions),
-        "partitions": partitions,
-        "stored": stored,
-        "firsts": firsts,
-        "lasts": lasts,
-    }
+    return {**places, "stored": [chance.randrange(3) for _ in firsts], "firsts": firsts, "lasts": [first + 1 for first in firsts]}
 
 
 def moved(chance: random.Random) -> dict[str, Any]:
@@ -211,6 +203,7 @@ CHOICES: dict[Any, Callable[[random.Random], dict[str, Any]]] = {
     positions._SET_MARK: mark,
     positions._SET_MARKS: shared,
     positions._ADVANCE_ALL: moved,
+    positions._ADVANCE_ALL_AND_PUBLISH: lambda chance: {**moved(chance), **outgoing(chance)},
     positions._CLEAR_MARK: place,
     inbox._INSERT: entered,
     inbox._FIND: identities,

@@ -30,22 +30,25 @@ class OutboxRow:
     partition: int | None = None
 
 
-_INSERT = DirectStatement(
+INSERT: Final = (
     "INSERT INTO outbox (event_id, topic, partition, key, headers, value) "
     "SELECT event_id, topic, partition, key, CAST(headers AS jsonb), value "
     "FROM unnest(CAST(:event_ids AS uuid[]), CAST(:topics AS text[]), "
     "CAST(:partitions AS integer[]), CAST(:keys AS bytea[]), CAST(:headers AS text[]), CAST(:contents AS bytea[])) "
     "WITH ORDINALITY AS given (event_id, topic, partition, key, headers, value, place) ORDER BY place"
 )
+"""Takes the values that `columns` gives; part of a larger statement where a round trip counts."""
+_INSERT = DirectStatement(INSERT)
 
 
 async def write(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Inserts the rows in order; the table's trigger wakes the relay when the transaction commits."""
     if rows:
-        await _INSERT.rows(driver_of(connection), _columns(rows))
+        await _INSERT.rows(driver_of(connection), columns(rows))
 
 
-def _columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
+def columns(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
+    """The values of `INSERT`, by name."""
     return {
         "event_ids": [row.event_id for row in rows],
         "topics": [row.topic for row in rows],

@@ -9,6 +9,8 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from tessera.bus import outbox
+from tessera.bus.outbox import OutboxRow
 from tessera.contracts.errors import RetryableError
 from tessera.storage import DirectStatement, driver_of
 
@@ -51,8 +53,8 @@ _SET_MARK = DirectStatement(
 )
 # Of several partitions at once. Rows are locked in their order, so that two of these statements wait for each other and never in a circle.
 _SET_MARKS = DirectStatement(
-    "WITH held AS (SELECT given.topic, given.partition, given.first, given.last FROM unnest(CAST(:topics AS text[]), "
-    "CAST(:partitions AS integer[]), CAST(:stored AS bigint[]), CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) "
+    "WITH held AS (SELECT given.topic, given.partition, given.first, given.last FROM unnest(CAST(:on_topics AS text[]), "
+    "CAST(:on_partitions AS integer[]), CAST(:stored AS bigint[]), CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) "
     "AS given (topic, partition, stored, first, last) JOIN consumer_position ON consumer_position.consumer = :consumer "
     "AND consumer_position.topic = given.topic AND consumer_position.partition = given.partition "
     "AND consumer_position.next_offset = given.stored WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL "
@@ -62,8 +64,8 @@ _SET_MARKS = DirectStatement(
     "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
     "attempts = excluded.attempts, marked_at = now() RETURNING topic, partition"
 )
-_ADVANCE_ALL = DirectStatement(
-    "WITH given AS (SELECT * FROM unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:stored AS bigint[]), "
+_MOVES = (
+    "WITH given AS (SELECT * FROM unnest(CAST(:on_topics AS text[]), CAST(:on_partitions AS integer[]), CAST(:stored AS bigint[]), "
     "CAST(:next_offsets AS bigint[]), CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) "
     "AS given (topic, partition, stored, next_offset, first, last)), "
     "held AS (SELECT given.* FROM given JOIN consumer_position ON consumer_position.consumer = :consumer "
@@ -77,8 +79,11 @@ _ADVANCE_ALL = DirectStatement(
     "marked AS (INSERT INTO batch_mark (consumer, topic, partition, first_offset, last_offset, attempts) "
     "SELECT :consumer, topic, partition, first, last, 1 FROM moved WHERE first IS NOT NULL "
     "ON CONFLICT (consumer, topic, partition) DO UPDATE SET first_offset = excluded.first_offset, last_offset = excluded.last_offset, "
-    "attempts = excluded.attempts, marked_at = now()) "
-    "SELECT count(*) AS moved FROM moved"
+    "attempts = excluded.attempts, marked_at = now())"
+)
+_ADVANCE_ALL = DirectStatement(f"{_MOVES} SELECT count(*) AS moved FROM moved")  # noqa: S608 - no part of it comes from outside
+_ADVANCE_ALL_AND_PUBLISH = DirectStatement(
+    f"{_MOVES}, published AS ({outbox.INSERT}) SELECT count(*) AS moved FROM moved"  # noqa: S608 - the same
 )
 _CLEAR_MARK = text("DELETE FROM batch_mark WHERE consumer = :consumer AND topic = :topic AND partition = :partition")
 
@@ -180,7 +185,8 @@ async def set_marks(driver: asyncpg.Connection, consumer: str, marks: Sequence[t
     """
     values = {
         "consumer": consumer,
-        **_places([row for row, _, _ in marks]),
+        "on_topics": [row.topic for row, _, _ in marks],
+        "on_partitions": [row.partition for row, _, _ in marks],
         "stored": [stored for _, stored, _ in marks],
         "firsts": [mark.first for _, _, mark in marks],
         "lasts": [mark.last for _, _, mark in marks],
@@ -188,20 +194,21 @@ async def set_marks(driver: asyncpg.Connection, consumer: str, marks: Sequence[t
     return {PositionRow(consumer, row["topic"], row["partition"]) for row in await _SET_MARKS.rows(driver, values)}
 
 
-async def advance_all(connection: AsyncConnection, consumer: str, moves: Sequence[Move]) -> None:
-    """Moves several positions as `PositionRow.advance` moves one. Raises FencedError unless every one of them is where it was read."""
+async def advance_all(connection: AsyncConnection, consumer: str, moves: Sequence[Move], rows: Sequence[OutboxRow]) -> None:
+    """Moves several positions as `PositionRow.advance` moves one, and writes the rows to be published.
+
+    Raises FencedError unless every one of them is where it was read: then nothing of this transaction may stand.
+    """
     values = {
         "consumer": consumer,
-        **_places([move.row for move in moves]),
+        "on_topics": [move.row.topic for move in moves],
+        "on_partitions": [move.row.partition for move in moves],
         "stored": [move.stored for move in moves],
         "next_offsets": [move.next_offset for move in moves],
         "firsts": [move.following and move.following.first for move in moves],
         "lasts": [move.following and move.following.last for move in moves],
     }
-    result = await _ADVANCE_ALL.row(driver_of(connection), values)
+    statement = _ADVANCE_ALL_AND_PUBLISH if rows else _ADVANCE_ALL
+    result = await statement.row(driver_of(connection), {**values, **outbox.columns(rows)})
     if result["moved"] != len(moves):
         raise FencedError(f"Of {len(moves)} positions of {consumer} only {result['moved']} are where they were.")
-
-
-def _places(rows: Sequence[PositionRow]) -> dict[str, object]:
-    return {"topics": [row.topic for row in rows], "partitions": [row.partition for row in rows]}

@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tessera.bus import faults, outbox
+from tessera.bus import faults
 from tessera.bus.applying import Workshop, inbox_items
 from tessera.bus.deadletters import is_refusable
 from tessera.bus.delivery import Delivery, expired
@@ -164,8 +164,7 @@ class Together:
         rows: list[OutboxRow] = []
         async with self._workshop.database.transaction() as connection:
             await self._apply(connection, parts, rows)
-            await outbox.write(connection, rows)
-            await advance_all(connection, self._group, [_move(part) for part in parts])
+            await advance_all(connection, self._group, [_move(part) for part in parts], rows)
             faults.reach(faults.CONSUMED_BEFORE_COMMIT)
         for part in parts:
             part.tell(True)
