@@ -76,10 +76,14 @@ def sharing(
     running: Callable[..., Any], probe: Any, producer: CloudEventProducer, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Runs the bus until the next transaction of ingestion will hold one event of each of two partitions."""
-    monkeypatch.setattr(together, "PATIENCE", PATIENT)  # this machine may be slow
 
     @asynccontextmanager
-    async def run(first: str, second: str, *, batched: bool = False, same_id: bool = False) -> AsyncIterator[Any]:
+    async def run(
+        first: str, second: str, *, batched: bool = False, same_id: bool = False, patience: timedelta = PATIENT
+    ) -> AsyncIterator[Any]:
+        monkeypatch.setattr(together, "PATIENCE", patience)
+        monkeypatch.setattr(together, "SLOW", PATIENT)  # this machine may be slow
+
         def register(bus: Bus) -> None:
             held.bus = bus
             probe.register(bus, held.many if batched else held.one, batched=batched)
@@ -93,7 +97,8 @@ def sharing(
             await eventually(lambda: held.began == ["first"], PATIENT)
             await publish("m1", first, 0)
             await publish("m1" if same_id else "m2", second, 1)
-            await eventually(lambda: held.waiting() == 1 and held.queued(0), PATIENT)
+            if patience == PATIENT:
+                await eventually(lambda: held.waiting() == 1 and held.queued(0), PATIENT)
             yield started
             held.go_on.set()
 
@@ -228,14 +233,21 @@ async def test_a_loop_that_is_cut_off_rolls_back_and_the_other_goes_its_own_way(
     assert set(await transactions(ground)) == {"first", "right"}
 
 
-async def test_nobody_waits_long_for_anothers_handler(ground: Any, sharing: Any, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with sharing("left", "right"):
-        await eventually(lambda: held.waiting() == 1, PATIENT)
-        shared = held.bus.consumer("ingestion")._together  # type: ignore[union-attr]
-        assert shared is not None
-        shared._release(shared._waiting[0])  # what its timer does
+async def test_nobody_waits_long_for_anothers_handler(ground: Any, sharing: Any, held: Held) -> None:
+    async with sharing("left", "right", patience=timedelta(milliseconds=500)):
         await eventually(at(ground, {0: 0, 1: 1}), PATIENT)
         assert held.began == ["first", "right"]
+
+
+async def test_partitions_go_apart_after_a_transaction_that_was_slow(
+    ground: Any, sharing: Any, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharing("left", "right"):
+        monkeypatch.setattr(together, "SLOW", timedelta(0))
+        held.go_on.set()
+        await eventually(at(ground, {0: 2, 1: 1}), PATIENT)
+    wrote = await transactions(ground)
+    assert wrote["left"] != wrote["right"]
 
 
 async def test_a_kill_inside_leaves_the_mark_of_every_partition(ground: Any, producer: CloudEventProducer, process: Any) -> None:
@@ -249,7 +261,7 @@ async def test_a_kill_inside_leaves_the_mark_of_every_partition(ground: Any, pro
     async def all_applied() -> bool:
         return len(await transactions(ground)) == 3
 
-    await process.start(TESSERA__CRASH_POINT=f"{faults.CONSUMED_BEFORE_COMMIT}:2")
+    await process.start(PROBE_SHARES="yes", TESSERA__CRASH_POINT=f"{faults.CONSUMED_BEFORE_COMMIT}:2")
     await eventually(lambda: "service started" in process.log(), PATIENT)
     await publish(0, "slow0.7", 0)
     await eventually(marked, PATIENT)

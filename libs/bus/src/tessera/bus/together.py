@@ -28,7 +28,9 @@ from tessera.contracts.errors import InvalidError
 from tessera.telemetry import get_logger, metrics
 
 PATIENCE: Final = timedelta(seconds=1)
-"""How long a part waits for the transaction before it, and how long one may take before the next are not shared."""
+"""How long a part waits for the transaction before it."""
+SLOW: Final = timedelta(milliseconds=250)
+"""After a transaction that took longer partitions go apart: handlers that wait for something should do so side by side."""
 _APART_AFTER_FAILURE: Final = timedelta(seconds=1)
 _APART_AFTER_SLOWNESS: Final = timedelta(seconds=10)
 
@@ -132,7 +134,8 @@ class Together:
             except Exception as error:  # noqa: BLE001
                 self._failed(error, started)
             else:
-                self._stay_apart(_APART_AFTER_SLOWNESS, time.monotonic() - started > PATIENCE.total_seconds())
+                if _was_slow(started):
+                    self._stay_apart(_APART_AFTER_SLOWNESS)
             finally:
                 self._running = ()
                 for part in parts:
@@ -151,12 +154,10 @@ class Together:
         _log.info("a shared transaction was rolled back", consumer=self._group, partitions=len(parts), error=repr(error))
         if len(parts) == 1 and not isinstance(error, (InvalidError, NotPlainError)):
             parts[0].fail(error)
-        slow = time.monotonic() - started > PATIENCE.total_seconds()
-        self._stay_apart(_APART_AFTER_SLOWNESS if slow else _APART_AFTER_FAILURE, True)
+        self._stay_apart(_APART_AFTER_SLOWNESS if _was_slow(started) else _APART_AFTER_FAILURE)
 
-    def _stay_apart(self, pause: timedelta, needed: bool) -> None:
-        if needed:
-            self._apart_until = time.monotonic() + pause.total_seconds()
+    def _stay_apart(self, pause: timedelta) -> None:
+        self._apart_until = time.monotonic() + pause.total_seconds()
 
     # --- one transaction --------------------------------------------------------------------------
     async def _transact(self, parts: Sequence[Part]) -> None:
@@ -206,3 +207,7 @@ class Together:
 
 def _move(part: Part) -> Move:
     return Move(part.row, part.stored, part.deliveries[-1].offset + 1, part.following())
+
+
+def _was_slow(started: float) -> bool:
+    return time.monotonic() - started > SLOW.total_seconds()
