@@ -31,6 +31,8 @@ PATIENCE: Final = timedelta(seconds=1)
 """How long a part waits for the transaction before it."""
 SLOW: Final = timedelta(milliseconds=250)
 """After a transaction that took longer partitions go apart: handlers that wait for something should do so side by side."""
+_FEW: Final = 100
+"""From so many events on what a transaction costs by itself is the smaller part, and two side by side keep more than one core busy."""
 _APART_AFTER_FAILURE: Final = timedelta(seconds=1)
 _APART_AFTER_SLOWNESS: Final = timedelta(seconds=10)
 
@@ -80,7 +82,7 @@ class Together:
 
     def takes(self, events: int) -> bool:
         """Whether so many events of one partition may share a transaction now. Many gain nothing by it."""
-        return 2 * events < self._workshop.batch_records and time.monotonic() >= self._apart_until
+        return events < min(_FEW, self._workshop.batch_records / 2) and time.monotonic() >= self._apart_until
 
     async def apply(self, part: Part) -> bool:
         """True when everything of the part is committed; False when nothing is, and it has to go its own way.
