@@ -1,5 +1,6 @@
 """`make bench-bus`: the real bus beside its floors, in one run. Progress on stderr, one JSON line last on stdout.
 
+`python tests/bench/bus effect` only measures how long an effect takes.
 Processor time counts Python, Postgres and the broker, in the figures of the bus and of its floors alike. Postgres syncs to disk.
 """
 
@@ -425,8 +426,8 @@ def one_commit(at: Ground) -> list[float]:
     return uvloop.run(_commits(at))
 
 
-def latencies(at: Ground) -> dict[str, Any]:
-    """Ours beside the floors."""
+def effects(at: Ground) -> dict[str, Any]:
+    """Ours beside the floor."""
     for statement in _NOTIFYING:
         at.sql(statement)
     load = Load(at)
@@ -434,18 +435,26 @@ def latencies(at: Ground) -> dict[str, Any]:
     told = [milliseconds(values, share) for values in (ours, floor) for share in (0.5, 0.99)]
     progress(f"effect p50, p99 in ms: {told[:2]}; floor {told[2:]}")
     at.sql("DROP TRIGGER bench_told ON memory.bench_effect")
+    return {
+        "effect_p50_ms": told[0],
+        "effect_p99_ms": told[1],
+        "effect_floor_p50_ms": told[2],
+        "effect_floor_p99_ms": told[3],
+        "effect_cores": busy,
+        "effect_floor_cores": floor_busy,
+        "effect_p99_vs_floor": round(told[1] / told[3], 2),
+    }
+
+
+def latencies(at: Ground) -> dict[str, Any]:
+    """Ours beside the floors."""
+    found = effects(at)
     asked, hops, hop, commit = request_reply(at), two_hops(at), one_hop(at), one_commit(at)
     progress(f"request and reply p50 {milliseconds(asked, 0.5)} ms, p99 {milliseconds(asked, 0.99)}; two hops {milliseconds(hops, 0.5)}")
     distance = milliseconds(hops, 0.5) / (2 * milliseconds(hop, 0.5))
-    effect_distance = milliseconds(floor, 0.5) / (milliseconds(hop, 0.5) + milliseconds(commit, 0.5))
+    effect_distance = found["effect_floor_p50_ms"] / (milliseconds(hop, 0.5) + milliseconds(commit, 0.5))
     return {
-        "effect_p50_ms": milliseconds(ours, 0.5),
-        "effect_p99_ms": milliseconds(ours, 0.99),
-        "effect_floor_p50_ms": milliseconds(floor, 0.5),
-        "effect_floor_p99_ms": milliseconds(floor, 0.99),
-        "effect_cores": busy,
-        "effect_floor_cores": floor_busy,
-        "effect_p99_vs_floor": round(milliseconds(ours, 0.99) / milliseconds(floor, 0.99), 2),
+        **found,
         "request_reply_p50_ms": milliseconds(asked, 0.5),
         "request_reply_p99_ms": milliseconds(asked, 0.99),
         "request_reply_floor_p50_ms": milliseconds(hops, 0.5),
@@ -484,8 +493,12 @@ def catch_up(at: Ground, events_s: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The whole run."""
+    """The whole run, or with `effect` only how long an effect takes."""
     load_before = machine()
+    if sys.argv[1:] == ["effect"]:
+        with ground() as at:
+            print_figures({**effects(at), "machine": load_before})
+        return
     with ground() as at:
         progress(f"publishing {EVENTS} events")
         Load(at).many(EVENTS)
