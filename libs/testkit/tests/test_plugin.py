@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tessera.testkit.plugin import ports_of_worker
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 _FILE = """
@@ -103,3 +105,9 @@ def test_a_file_stays_on_one_worker_and_so_do_all_that_share_the_platform_or_nam
         workers.setdefault(group, set()).add(worker)
     assert {group: len(pids) for group, pids in workers.items()} == {"alone0": 1, "alone1": 1, "alone2": 1, "shared": 1, "grouped": 1}
     assert len(set.union(*workers.values())) == 2
+
+
+def test_no_two_workers_choose_the_same_port() -> None:
+    parts = [set(ports_of_worker(number, 3)) for number in range(3)]
+    assert set.union(*parts) == set(ports_of_worker(0, 1))
+    assert sum(map(len, parts)) == len(ports_of_worker(0, 1))

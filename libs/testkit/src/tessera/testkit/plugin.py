@@ -1,11 +1,13 @@
 """The pytest plugin: `pytest_plugins = ["tessera.testkit.plugin"]` in the root conftest."""
 
 import contextlib
+import os
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 
 import pytest
 import structlog
 
+from tessera.local import ports
 from tessera.testkit.databases import PostgresDatabase, new_database
 from tessera.testkit.events import unique_kafka_prefix
 from tessera.testkit.services import ServiceProcess
@@ -15,6 +17,12 @@ DatabaseFactory = Callable[..., PostgresDatabase]
 """`postgres_database("memory", "retention")`."""
 ServiceFactory = Callable[..., ServiceProcess]
 """`service_process("memory", database=…, kafka_prefix=…, environment={…}, wait=True)`."""
+_PORTS = ports.CHOICE
+
+
+def ports_of_worker(number: int, workers: int) -> range:
+    """Every so many-th port, so that no two workers have one in common."""
+    return _PORTS[number::workers]
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +163,12 @@ class _Clock:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the clock, and the mark that means something only under pytest-xdist."""
+    """Register the clock, and the mark that means something only under pytest-xdist; give each worker ports of its own.
+
+    What a test stops, or cuts off, for a while must find its port free afterwards.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    ports.CHOICE = ports_of_worker(int(worker), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     config.addinivalue_line("markers", "xdist_group: which worker a test goes to, under pytest-xdist")
     config.pluginmanager.register(_Clock(config))
 
