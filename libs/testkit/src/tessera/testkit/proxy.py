@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import selectors
 import ssl
 import threading
 from collections.abc import Coroutine
@@ -11,6 +12,9 @@ from tessera.local.ports import LOOPBACK
 
 PIECE = 64 * 1024
 _STOP_SECONDS = 10
+_LOOK_SECONDS = 0.01
+_OWN = 1
+"""What a loop without connections has in its selector: the pipe that wakes it."""
 
 
 class Proxy:
@@ -19,12 +23,17 @@ class Proxy:
     `context` ends TLS in front of the target.
     """
 
+    handshake_seconds = 5.0
+    """The longest that a client's TLS handshake may take."""
+
     def __init__(self, target_port: int, context: ssl.SSLContext | None = None) -> None:
         self.target_port = target_port
         self._accept_context = context
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._server: asyncio.Server | None = None
 
     @property
@@ -37,10 +46,11 @@ class Proxy:
     def start(self) -> None:
         """Begin to listen. Blocks until it does."""
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._accept, LOOPBACK, 0, ssl=self._accept_context))
+        patience = self.handshake_seconds if self._accept_context is not None else None
+        self._server = self._run(asyncio.start_server(self._accept, LOOPBACK, 0, ssl=self._accept_context, ssl_handshake_timeout=patience))
 
     def stop(self) -> None:
-        """Close every connection. Blocks until all are."""
+        """Close every connection, whatever its client does. Blocks until all are; raises TimeoutError when one stays."""
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_STOP_SECONDS)
@@ -50,11 +60,17 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_STOP_SECONDS)
 
     async def _close(self) -> None:
+        self._stopping = True
+        # Closed at the end: asyncio loses a connection that it has just accepted when the server closes.
+        for listening in self._server.sockets if self._server else ():
+            self._loop.remove_reader(listening.fileno())
+        # A handshake that is under way is a task of the loop's, not ours, and ends by its own time-out.
+        while len(asyncio.all_tasks()) > 1 or len(self._selector.get_map()) > _OWN:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.sleep(_LOOK_SECONDS)
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -66,7 +82,7 @@ class Proxy:
                 if await self._admitted(reader, writer):
                     await self._connect(reader, writer)
             finally:
-                writer.close()
+                self._end(writer)
 
     async def _admitted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether this client gets through."""
@@ -77,7 +93,14 @@ class Proxy:
         try:
             await self._pass_on((reader, writer), (to_reader, to_writer))
         finally:
-            to_writer.close()
+            self._end(to_writer)
+
+    def _end(self, writer: asyncio.StreamWriter) -> None:
+        """At a stop nobody waits for a client to agree that its TLS session is over."""
+        if self._stopping:
+            writer.transport.abort()
+        else:
+            writer.close()
 
     async def _pass_on(
         self, client: tuple[asyncio.StreamReader, asyncio.StreamWriter], server: tuple[asyncio.StreamReader, asyncio.StreamWriter]
