@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tessera.contracts import ChatMessage, InvalidError
+from tessera.contracts import ChatMessage
 from tessera.generator.adapters.openai_compatible import OpenAICompatibleProvider
 from tessera.generator.domain.endings import EngineError, GenerationInterruptedError
 from tessera.generator.domain.pieces import Piece, TokenFigures
@@ -231,10 +231,38 @@ async def test_closing_the_generator_closes_the_connection(upstream: Any, provid
         await upstream.disconnected.wait()
 
 
-async def test_several_choices_are_refused(provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
-    with pytest.raises(InvalidError) as caught:
-        await pieces(provider, leased_job("up", parameters={"extra": {"n": 2}}))
-    assert (caught.value.code, caught.value.field) == ("unsupported_parameter", "n")
+async def test_several_choices_come_each_with_its_own_end(upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
+    ending = {"delta": {}, "finish_reason": "stop"}
+    upstream.streams(
+        upstream.said("b", index=1),
+        upstream.said("a"),
+        upstream.said("never asked for", index=2),
+        upstream.event(choices=[{"index": 0, **ending}, {"index": 1, **ending}], citations=["x"]),
+        upstream.usage(11, 5),
+        b"data: [DONE]\n\n",
+    )
+    found = await pieces(provider, leased_job("up", parameters={"n": 2}))
+    assert [(piece.choice, piece.text) for piece in found if piece.text] == [(1, "b"), (0, "a")]
+    assert [(piece.choice, piece.delta) for piece in found if piece.finish_reason] == [(0, {"citations": ["x"]}), (1, {})]
+    assert found[-1].figures == TokenFigures(11, 5, "provider")
+    assert upstream.requests[0]["n"] == 2
+
+
+async def test_one_of_several_choices_that_never_ends(upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
+    upstream.streams(upstream.said("a"), upstream.said("b", index=1), upstream.finished())
+    with pytest.raises(GenerationInterruptedError):
+        await pieces(provider, leased_job("up", parameters={"n": 2}))
+
+
+async def test_the_best_of_several_is_asked_for_without_a_stream(
+    upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob
+) -> None:
+    choices = [{"index": index, "text": text, "finish_reason": "length"} for index, text in enumerate(("one", "two"))]
+    upstream.answers_whole(choices=choices, usage={"prompt_tokens": 3, "completion_tokens": 40})
+    found = await pieces(provider, leased_job("up", prompt="Say", parameters={"n": 2, "extra": {"best_of": 5}}))
+    assert [(piece.choice, piece.text, piece.finish_reason) for piece in found] == [(0, "one", "length"), (1, "two", "length")]
+    assert found[0].figures == TokenFigures(3, 40, "provider")
+    assert (upstream.requests[0]["stream"], upstream.requests[0]["best_of"], "stream_options" in upstream.requests[0]) == (False, 5, False)
 
 
 async def test_the_key_is_never_logged(

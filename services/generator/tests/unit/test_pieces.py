@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.generator.domain.pieces import Coalescer, merged
+from tessera.generator.domain.pieces import Coalescer, Said, merged
 
 pytestmark = pytest.mark.unit
 
@@ -42,15 +42,22 @@ def test_a_value_of_another_kind_replaces() -> None:
 def test_the_first_piece_is_due_at_once_and_later_ones_after_the_interval() -> None:
     coalescer = Coalescer(0.05)
     assert coalescer.wait_seconds(0.0) is None
-    coalescer.add("a", {})
+    coalescer.add(Said("a"))
     assert coalescer.wait_seconds(0.0) == 0
-    assert coalescer.take(0.0) == ("a", {})
-    coalescer.add("b", {})
+    assert coalescer.take(0.0) == [Said("a", {})]
+    coalescer.add(Said("b"))
     assert coalescer.wait_seconds(0.02) == pytest.approx(0.03)
-    coalescer.add("c", {"role": "assistant"})
+    coalescer.add(Said("c", {"role": "assistant"}))
     assert coalescer.wait_seconds(0.07) == 0
-    assert coalescer.take(0.07) == ("bc", {"role": "assistant"})
+    assert coalescer.take(0.07) == [Said("bc", {"role": "assistant"})]
     assert coalescer.empty
+
+
+def test_choices_are_collected_apart() -> None:
+    coalescer = Coalescer(0.05)
+    for said in (Said("b", choice=1), Said("a"), Said("B", {"refusal": "x"}, 1), Said(choice=2)):
+        coalescer.add(said)
+    assert coalescer.take(0.0) == [Said("a", {}), Said("bB", {"refusal": "x"}, 1)]
 
 
 @given(st.lists(st.tuples(st.text(max_size=4), st.floats(0, 0.1)), max_size=30))
@@ -58,10 +65,10 @@ def test_nothing_is_lost_and_takes_keep_their_distance(arrivals: list[tuple[str,
     coalescer, now, taken, times = Coalescer(0.05), 0.0, "", []
     for text, pause in arrivals:
         now += pause
-        coalescer.add(text, {})
+        coalescer.add(Said(text))
         if coalescer.wait_seconds(now) == 0:
-            taken += coalescer.take(now)[0]
+            taken += "".join(said.text for said in coalescer.take(now))
             times.append(now)
-    taken += coalescer.take(now)[0]
+    taken += "".join(said.text for said in coalescer.take(now))
     assert taken == "".join(text for text, _ in arrivals)
     assert all(later - earlier >= 0.05 - 1e-9 for earlier, later in pairwise(times))

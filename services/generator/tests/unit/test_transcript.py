@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tessera.contracts import GenerationReady, InvalidError, Problem, RetryableError, Usage
+from tessera.contracts import FurtherChoice, GenerationReady, InvalidError, Problem, RetryableError, Usage
 from tessera.generator.domain.endings import (
     CANCELLED,
     DEADLINE_EXCEEDED,
@@ -19,7 +20,7 @@ from tessera.generator.domain.endings import (
     problem_of,
     usage_of,
 )
-from tessera.generator.domain.pieces import Piece, TokenFigures
+from tessera.generator.domain.pieces import Piece, Said, TokenFigures
 from tessera.generator.domain.transcript import MAXIMUM_TEXT_CHARACTERS, Progress, Transcript
 from tessera.generator.ports import Job
 
@@ -37,7 +38,7 @@ def spoken(*pieces: Piece, stops: tuple[str, ...] = ()) -> Transcript:
 
 def test_a_stop_sequence_ends_it() -> None:
     transcript = spoken(Piece("one\nt"), Piece("wo", finish_reason="length"), stops=("\n",))
-    assert (transcript.text, transcript.finish_reason, transcript.ended) == ("one", "stop", True)
+    assert (transcript.text, transcript.choices[0].finish_reason, transcript.ended) == ("one", "stop", True)
 
 
 def test_what_was_held_back_is_shown_at_the_end() -> None:
@@ -51,16 +52,39 @@ def test_a_nul_cannot_break_the_event() -> None:
 
 def test_an_endless_text_ends_with_length() -> None:
     transcript = spoken(Piece("x" * (MAXIMUM_TEXT_CHARACTERS + 5)))
-    assert (len(transcript.text), transcript.finish_reason, transcript.ended) == (MAXIMUM_TEXT_CHARACTERS, "length", True)
+    assert (len(transcript.text), transcript.choices[0].finish_reason, transcript.ended) == (MAXIMUM_TEXT_CHARACTERS, "length", True)
 
 
 def test_chunks_count_characters() -> None:
     progress = Progress()
     for text in ("\U0001f600", "你好"):
-        progress = progress.after(progress.next_chunk(text, {}))
+        progress = progress.after(progress.next_chunk(Said(text)))
     assert progress == Progress(1, 1, "\U0001f600你好")
     assert progress.last_chunk().text == "你好"
-    assert progress.next_chunk("!", {}).text_offset == 3
+    assert progress.next_chunk(Said("!")).text_offset == 3
+
+
+def test_choices_end_each_by_itself() -> None:
+    transcript = Transcript(("END",), 2)
+    said = [transcript.take(Piece(text, choice=choice)) for choice, text in ((0, "one EN"), (1, "two"), (0, "D more"), (1, " E"))]
+    assert [(part.choice, part.text) for part in said] == [(0, "one "), (1, "two"), (0, ""), (1, " ")]
+    assert not transcript.ended
+    assert transcript.take(Piece(" never shown", {"refusal": "no"})) == Said("", {}, 0)
+    transcript.take(Piece(finish_reason="length", choice=1))
+    assert transcript.finish() == [Said("", {}, 0), Said("E", {}, 1)]
+    assert [(choice.text, choice.finish_reason, choice.message) for choice in transcript.choices] == [
+        ("one ", "stop", {}),
+        ("two E", "length", {}),
+    ]
+
+
+def test_chunks_of_several_choices_count_the_characters_of_each() -> None:
+    progress, chunks = Progress(), []
+    for said in (Said("ab"), Said("c", choice=1), Said("d", choice=1), Said("e")):
+        chunks.append(progress.next_chunk(said))
+        progress = progress.after(chunks[-1])
+    assert [(chunk.index, chunk.choice, chunk.text_offset) for chunk in chunks] == [(0, 0, 0), (1, 1, 0), (2, 1, 1), (3, 0, 2)]
+    assert progress.text == "abe"
 
 
 def test_a_replay_passes_on_only_what_is_new() -> None:
@@ -118,3 +142,21 @@ def test_the_completed_event(leased_job: LeaseJob) -> None:
     event = completed(job.ready, 2, Progress(4, 1, "Hi"), transcript, usage)
     assert (event.text, event.finish_reason, event.last_index, event.attempt) == ("Hi", "content_filter", 4, 2)
     assert (event.message, event.source_ids) == ({"refusal": "no"}, ("m1",))
+
+
+def test_the_completed_event_of_several_choices(leased_job: LeaseJob) -> None:
+    transcript = Transcript(choices=2)
+    for piece in (Piece("a", finish_reason="stop"), Piece("b", {"refusal": "no"}, "length", choice=1)):
+        transcript.take(piece)
+    event = completed(leased_job("up").ready, 1, Progress(), transcript, Usage(prompt_tokens=1, completion_tokens=2, source="counted"))
+    assert event.further == (FurtherChoice(text="b", finish_reason="length", message={"refusal": "no"}),)
+
+
+def test_what_one_event_cannot_hold(leased_job: LeaseJob) -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=1, source="counted")
+    many: Any = {"logprobs": {"content": [{"token": "x" * 100, "logprob": -1.0}] * 3_000}, "citations": ["a"]}
+    streamed = completed(leased_job("up").ready, 1, Progress(), spoken(Piece("a", many)), usage)
+    assert streamed.message == {"citations": ["a"]}
+    with pytest.raises(EngineError) as refused:
+        completed(leased_job("up", stream=False).ready, 1, Progress(), spoken(Piece("a", many)), usage)
+    assert refused.value.code == "answer_too_large"

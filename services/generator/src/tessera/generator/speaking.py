@@ -6,20 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from tessera.bus import faults
 from tessera.generator.domain.endings import Replay
-from tessera.generator.domain.pieces import Coalescer, Delta, Piece
+from tessera.generator.domain.pieces import Coalescer, Piece, Said
 from tessera.generator.domain.transcript import Chunk, Transcript
 from tessera.generator.ports import ChunkSink, Engine, Job, JobStore
 from tessera.telemetry import metrics
 
 CHUNK_RECORDED_BEFORE_SENT: Final = "generator_chunk_recorded_before_sent"
 CHUNK_SENT: Final = "generator_chunk_sent"
-
-Said = tuple[str, Delta]
 
 
 class Speaker:
@@ -46,9 +45,9 @@ class Speaker:
         if self.progress.started:
             await self._sink.send(self._job, self.progress.last_chunk())
         async with aclosing(coalesced(taken(pieces, transcript, Replay(self.progress.text)), self._coalescer)) as chunks:
-            async for text, delta in chunks:
+            async for said in chunks:
                 if self._job.ready.request.stream:
-                    await self._send(self.progress.next_chunk(text, delta))
+                    await self._send(self.progress.next_chunk(said))
 
     async def _send(self, chunk: Chunk) -> None:
         after = self.progress.after(chunk)
@@ -66,11 +65,17 @@ async def taken(pieces: AsyncGenerator[Piece, None], transcript: Transcript, rep
     """What each piece adds that was not sent before, up to a stop sequence. Closes `pieces` however it ends."""
     async with aclosing(pieces):
         async for piece in pieces:
-            yield replay.strip(transcript.take(piece)), piece.delta
+            yield _unsaid(transcript.take(piece), replay)
             if transcript.ended:
                 break
-    yield replay.strip(transcript.finish()), {}
+    for said in transcript.finish():
+        yield _unsaid(said, replay)
     replay.finish()
+
+
+def _unsaid(said: Said, replay: Replay) -> Said:
+    """Without what was sent before, which only the first choice can have."""
+    return said if said.choice else replace(said, text=replay.strip(said.text))
 
 
 async def coalesced(said: AsyncGenerator[Said, None], coalescer: Coalescer) -> AsyncGenerator[Said, None]:
@@ -83,7 +88,8 @@ async def coalesced(said: AsyncGenerator[Said, None], coalescer: Coalescer) -> A
         while more:
             more = await _collected(queue, coalescer, clock())
             if coalescer.wait_seconds(clock()) == 0 or not (more or coalescer.empty):
-                yield coalescer.take(clock())
+                for collected in coalescer.take(clock()):
+                    yield collected
         await pump
     finally:
         pump.cancel()
@@ -98,7 +104,7 @@ async def _collected(queue: asyncio.Queue[Said | None], coalescer: Coalescer, no
     except TimeoutError:
         return True
     if said is not None:
-        coalescer.add(*said)
+        coalescer.add(said)
     return said is not None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from tessera.contracts import GenerationCompleted, GenerationFailed, Problem, RetryableError, Usage
+from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationParameters, Problem, RetryableError, Usage
 from tessera.generator.domain.endings import (
     ABANDONED,
     CANCELLED,
@@ -45,6 +45,12 @@ def _passing(error: BaseException) -> bool:
 
 def _count(engine: Engine, outcome: str) -> None:
     metrics.GENERATIONS_ENDED.labels(provider=engine.name, outcome=outcome).inc()
+
+
+def transcript_of(parameters: GenerationParameters) -> Transcript:
+    """An empty one. An echoed prompt may hold a stop sequence without ending anything: there the provider alone looks for them."""
+    stops = () if parameters.extra.get("echo") else parameters.stop
+    return Transcript(stops, parameters.n or 1)
 
 
 class Signals:
@@ -131,7 +137,7 @@ class JobRunner:
 
     async def _attempt(self, job: Job, engine: Engine) -> None:
         speaker = Speaker(job, engine, self._store, self._sink, self._policy.coalesce)
-        transcript = Transcript(job.ready.request.parameters.stop)
+        transcript = transcript_of(job.ready.request.parameters)
         event: GenerationCompleted | GenerationFailed
         try:
             event = await self._held(job, self._generate(job, engine, speaker, transcript))
@@ -157,12 +163,12 @@ class JobRunner:
         problem = problem_of(error)
         log = _log.exception if problem.code == "internal_error" else _log.warning
         log("generation_failed", generation_id=job.generation_id, attempt=job.attempt, code=problem.code)
-        usage = await self._usage(job, engine, transcript) if transcript.text else None
+        usage = await self._usage(job, engine, transcript) if transcript.started else None
         return failed(job.generation_id, job.attempt, speaker.progress, problem, usage)
 
     async def _usage(self, job: Job, engine: Engine, transcript: Transcript) -> Usage:
         encoding_name = job.ready.request.model.encoding
-        completion = await self._counter.count(encoding_name, transcript.text)
+        completion = sum([await self._counter.count(encoding_name, choice.text) for choice in transcript.choices])
         before = await self._counter.count(encoding_name, grounding(job.ready.memories)) if engine.shows_memories else 0
         return usage_of(job.ready, transcript, completion, before)
 

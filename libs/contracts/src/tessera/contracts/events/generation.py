@@ -48,6 +48,8 @@ class ChatMessage(Record):
     name: Name | None = None
     tool_calls: tuple[dict[str, JsonValue], ...] | None = None
     tool_call_id: Name | None = None
+    refusal: Text | None = None
+    function_call: Annotated[dict[str, JsonValue] | None, Field(description="What tool_calls replaced.")] = None
 
 
 class MemoryGrounding(Record):
@@ -68,6 +70,7 @@ class GenerationParameters(Record):
     top_p: Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)] = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=512)], ...], Field(max_length=4)] = ()
     seed: int | None = None
+    n: Annotated[int | None, Field(ge=1, le=128, description="How many choices; one where absent.")] = None
     extra: dict[str, JsonValue] = {}
 
 
@@ -134,8 +137,9 @@ class GenerationChunk(EventData):
 
     generation_id: Name
     attempt: Annotated[int, Field(ge=1)]
-    index: Annotated[int, Field(ge=0, description="Counts the chunks of the generation from 0.")]
-    text_offset: Annotated[int, Field(ge=0, description="Characters before this piece.")]
+    index: Annotated[int, Field(ge=0, description="Counts the chunks of the generation from 0, over all choices.")]
+    choice: Annotated[int | None, Field(ge=0, le=127, description="Of which of several choices; the first where absent.")] = None
+    text_offset: Annotated[int, Field(ge=0, description="Characters of the choice before this piece.")]
     text: Sealable[Text]
     delta: Annotated[dict[str, JsonValue] | None, Field(description="Other fields of a provider's delta, such as tool_calls.")] = None
 
@@ -146,6 +150,14 @@ class Usage(Record):
     prompt_tokens: Annotated[int, Field(ge=0)]
     completion_tokens: Annotated[int, Field(ge=0)]
     source: UsageSource
+
+
+class FurtherChoice(Record):
+    """One of several answers to the same request, beside the first."""
+
+    text: Sealable[Text]
+    finish_reason: FinishReason
+    message: Annotated[dict[str, JsonValue] | None, Field(description="Other fields of a provider's message.")] = None
 
 
 class GenerationCompleted(EventData):
@@ -163,6 +175,9 @@ class GenerationCompleted(EventData):
     recall: RecallState = "not_asked"
     source_ids: Annotated[tuple[str, ...], Field(description="Memories that the answer was grounded on.")] = ()
     message: Annotated[dict[str, JsonValue] | None, Field(description="Other fields of a provider's message, such as tool_calls.")] = None
+    further: Annotated[
+        tuple[FurtherChoice, ...] | None, Field(max_length=127, description="The choices after the first, where several were asked for.")
+    ] = None
 
 
 class GenerationFailed(EventData):

@@ -21,6 +21,7 @@ class BusChunkSink:
                 generation_id=job.generation_id,
                 attempt=job.attempt,
                 index=chunk.index,
+                choice=chunk.choice or None,
                 text_offset=chunk.text_offset,
                 text=chunk.text,
                 delta=dict(chunk.delta) or None,

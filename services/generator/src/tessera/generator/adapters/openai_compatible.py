@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from tessera.contracts import GenerationReady, InvalidError, Problem, RetryableError
+from tessera.contracts import GenerationReady, Problem, RetryableError
 from tessera.contracts.sealing import opened
 from tessera.generator.domain.endings import EngineError, GenerationInterruptedError
 from tessera.generator.domain.pieces import Piece
 from tessera.generator.domain.policies import ProviderPolicy
 from tessera.generator.domain.prompts import wire_messages, wire_prompt
-from tessera.generator.domain.provider_answers import DONE, malformed, piece_of, problem_of_status
+from tessera.generator.domain.provider_answers import DONE, malformed, pieces_of, problem_of_status
 from tessera.generator.domain.sse import EventStreamParser, OversizedEventError
 from tessera.generator.ports import Job
 from tessera.resilience import Breaker, retrying
@@ -27,7 +28,7 @@ _log = get_logger(__name__)
 _RETRIED_STATUSES: Final = frozenset({408, 409, 425, 429})
 _MAXIMUM_ERROR_BYTES: Final = 64 * 1024
 _OWN_FIELDS: Final = frozenset(
-    {"model", "messages", "prompt", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "max_tokens"}
+    {"model", "messages", "prompt", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "max_tokens", "n"}
 )
 
 
@@ -112,8 +113,8 @@ class OpenAICompatibleProvider:
         async with AsyncExitStack() as connection:
             response = await self._opened(path, body, connection)
             source_ids = tuple(memory.memory_id for memory in job.ready.memories)
-            async for piece in _pieces(response):
-                yield Piece(piece.text, piece.delta, piece.finish_reason, piece.figures, source_ids)
+            async for piece in _pieces(response, job.ready.request.parameters.n or 1):
+                yield replace(piece, source_ids=source_ids)
 
     async def _opened(self, path: str, body: Mapping[str, JsonValue], connection: AsyncExitStack) -> httpx.Response:
         """A response whose body has not been read, with status 200; what fails before that is tried again."""
@@ -183,20 +184,21 @@ def retry_after_of(headers: httpx.Headers) -> timedelta | None:
     return None
 
 
-async def _pieces(response: httpx.Response) -> AsyncIterator[Piece]:
+async def _pieces(response: httpx.Response, choices: int) -> AsyncIterator[Piece]:
     """The pieces of a body that began with 200. Raises GenerationInterruptedError where it ends without saying that it ended."""
     if "text/event-stream" not in response.headers.get("content-type", ""):
-        yield await _whole(response)
+        for piece in await _whole(response, choices):
+            yield piece
         return
-    finished = False
+    ended: set[int] = set()
     async for data in _events(response):
         if data == DONE:
-            finished = True
-            break
-        piece = piece_of(data)
-        finished = finished or piece.finish_reason is not None
-        yield piece
-    if not finished:
+            return
+        for piece in pieces_of(data, choices):
+            if piece.finish_reason is not None:
+                ended.add(piece.choice)
+            yield piece
+    if len(ended) < choices:
         raise GenerationInterruptedError("the provider's stream ended early.")
 
 
@@ -216,10 +218,10 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
         yield data
 
 
-async def _whole(response: httpx.Response) -> Piece:
+async def _whole(response: httpx.Response, choices: int) -> list[Piece]:
     """A server that does not stream answers with one document."""
     try:
-        return piece_of(await response.aread())
+        return pieces_of(await response.aread(), choices)
     except httpx.TransportError as error:
         raise GenerationInterruptedError("the connection to the provider broke.") from error
 
@@ -227,14 +229,14 @@ async def _whole(response: httpx.Response) -> Piece:
 def request_of(ready: GenerationReady, upstream_name: str | None, stream_usage: bool) -> tuple[str, dict[str, JsonValue]]:
     """The path and the body for a request; fields that Tessera does not know go along as they came.
 
-    Raises InvalidError `unsupported_parameter` for several choices, `sealed_content` for content that cannot be opened.
+    Raises InvalidError `sealed_content` for content that cannot be opened.
     """
     request, parameters = ready.request, ready.request.parameters
-    if parameters.extra.get("n") not in (None, 1):
-        raise InvalidError("unsupported_parameter", "Only one choice (n = 1) is generated.", "n")
     body: dict[str, Any] = {name: value for name, value in parameters.extra.items() if name not in _OWN_FIELDS}
-    body |= {"model": upstream_name or request.model.model_id, "stream": True}
-    if stream_usage:
+    # The best of several can only be known at the end, so no provider streams it.
+    streams = (parameters.extra.get("best_of") or 1) == 1
+    body |= {"model": upstream_name or request.model.model_id, "stream": streams}
+    if streams and stream_usage:
         body["stream_options"] = {"include_usage": True}
     given = {
         "max_tokens": parameters.max_tokens,
@@ -242,6 +244,7 @@ def request_of(ready: GenerationReady, upstream_name: str | None, stream_usage: 
         "top_p": parameters.top_p,
         "stop": list(parameters.stop) or None,
         "seed": parameters.seed,
+        "n": parameters.n,
     }
     body |= {name: value for name, value in given.items() if value is not None}
     if request.messages is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from tessera.contracts import (
     FinishReason,
+    FurtherChoice,
     GenerationCompleted,
     GenerationFailed,
     GenerationReady,
@@ -14,7 +16,8 @@ from tessera.contracts import (
     RetryableError,
     Usage,
 )
-from tessera.generator.domain.transcript import Progress, Transcript
+from tessera.generator.domain.pieces import Delta
+from tessera.generator.domain.transcript import ChoiceTranscript, Progress, Transcript
 
 CANCELLED: Final = Problem(code="generation_cancelled", message="The generation was cancelled.", status=499)
 EXPIRED: Final = Problem(code="expired", message="The deadline passed before the generation began.", status=504)
@@ -23,6 +26,13 @@ ABANDONED: Final = Problem(
     code="generation_abandoned", message="Every worker that ran this generation died with it; it is not tried again.", status=500
 )
 INTERNAL: Final = Problem(code="internal_error", message="The generation failed for a reason of our own.", status=500)
+TOO_LARGE: Final = Problem(
+    code="answer_too_large",
+    message="The answer is larger than one event: ask for fewer choices, fewer log probabilities, or a stream.",
+    status=502,
+)
+MAXIMUM_MESSAGE_BYTES: Final = 256 * 1024
+"""What an answer's other fields may take beside its text, so that both fit into one event."""
 _DEFAULT_FINISH_REASON: Final[FinishReason] = "stop"
 
 
@@ -70,19 +80,42 @@ def problem_of(error: Exception) -> Problem:
 
 
 def completed(ready: GenerationReady, attempt: int, progress: Progress, transcript: Transcript, usage: Usage) -> GenerationCompleted:
-    """The event of a generation that ended well."""
+    """The event of a generation that ended well. Raises EngineError `answer_too_large`."""
+    messages = _messages(transcript, ready.request.stream)
     return GenerationCompleted(
         generation_id=ready.request.generation_id,
         attempt=attempt,
         last_index=progress.last_index,
         model_id=ready.request.model.model_id,
         text=transcript.text,
-        finish_reason=transcript.finish_reason or _DEFAULT_FINISH_REASON,
+        finish_reason=transcript.choices[0].finish_reason or _DEFAULT_FINISH_REASON,
         usage=usage,
         recall=ready.recall,
         source_ids=transcript.source_ids,
-        message=transcript.message or None,
+        message=messages[0],
+        further=tuple(map(_further, transcript.choices[1:], messages[1:])) or None,
     )
+
+
+def _further(choice: ChoiceTranscript, message: Delta | None) -> FurtherChoice:
+    return FurtherChoice(text=choice.text, finish_reason=choice.finish_reason or _DEFAULT_FINISH_REASON, message=message)
+
+
+def _messages(transcript: Transcript, streamed: bool) -> list[Delta | None]:
+    """Each choice's other fields, as far as one event holds them: a stream's log probabilities went with its chunks.
+
+    Raises EngineError `answer_too_large`.
+    """
+    messages = [choice.message for choice in transcript.choices]
+    if streamed and _size(messages) > MAXIMUM_MESSAGE_BYTES:
+        messages = [{name: value for name, value in message.items() if name != "logprobs"} for message in messages]
+    if _size(messages) > MAXIMUM_MESSAGE_BYTES:
+        raise EngineError(TOO_LARGE)
+    return [message or None for message in messages]
+
+
+def _size(messages: list[Delta]) -> int:
+    return len(json.dumps(messages)) if any(messages) else 0
 
 
 def failed(generation_id: str, attempt: int, progress: Progress, problem: Problem, usage: Usage | None = None) -> GenerationFailed:
@@ -100,7 +133,12 @@ def usage_of(ready: GenerationReady, transcript: Transcript, completion_tokens: 
     figures = transcript.figures
     if figures is not None:
         return Usage(prompt_tokens=figures.prompt_tokens, completion_tokens=figures.completion_tokens, source=figures.source)
-    exact = ready.request.model.exact and ready.prompt.source == "counted" and not transcript.message and not grounding_tokens
+    exact = (
+        ready.request.model.exact
+        and ready.prompt.source == "counted"
+        and not any(choice.message for choice in transcript.choices)
+        and not grounding_tokens
+    )
     return Usage(
         prompt_tokens=ready.prompt.count + grounding_tokens,
         completion_tokens=completion_tokens,

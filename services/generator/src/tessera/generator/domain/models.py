@@ -86,4 +86,7 @@ class ModelCatalogue:
         if model.reference.capability != asked:
             message = f"{model.reference.model_id} offers {model.reference.capability}, not {asked}."
             return Problem(code="model_capability_mismatch", message=message, param="model", status=400)
+        if (request.parameters.n or 1) > 1 and model.reference.provider in (NGRAM_MODEL_ID, QUOTE_MODEL_ID):
+            message = f"{model.reference.model_id} gives one choice (n = 1)."
+            return Problem(code="unsupported_parameter", message=message, param="n", status=400)
         return model

@@ -27,13 +27,23 @@ class TokenFigures:
 
 @dataclass(frozen=True)
 class Piece:
-    """A step of a generation. The last piece has the reason why it ended."""
+    """A step of a generation, of one of its choices. The last piece of a choice has the reason why it ended."""
 
     text: str = ""
     delta: Delta = field(default_factory=dict)
     finish_reason: FinishReason | None = None
     figures: TokenFigures | None = None
     source_ids: tuple[str, ...] = ()
+    choice: int = 0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one choice adds, and may be shown."""
+
+    text: str = ""
+    delta: Mapping[str, JsonValue] = field(default_factory=dict)
+    choice: int = 0
 
 
 def merged(first: Delta, second: Mapping[str, JsonValue]) -> Delta:
@@ -77,32 +87,39 @@ def _position(items: list[Any], wanted: Any) -> int | None:
     return next((at for at, item in enumerate(items) if isinstance(item, dict) and item.get("index") == index), None)
 
 
+@dataclass
+class _Collected:
+    text: list[str] = field(default_factory=list)
+    delta: Delta = field(default_factory=dict)
+
+
 class Coalescer:
     """Collects pieces so that the first is due at once and later ones at most once per `interval_seconds`."""
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval = interval_seconds
-        self._text: list[str] = []
-        self._delta: Delta = {}
+        self._collected: dict[int, _Collected] = {}
         self._next_due = float("-inf")
 
-    def add(self, text: str, delta: Mapping[str, JsonValue]) -> None:
-        """Collect one piece; an empty one changes nothing."""
-        if text:
-            self._text.append(text)
-        self._delta = merged(self._delta, delta)
+    def add(self, said: Said) -> None:
+        """Collect what one choice adds; nothing changes nothing."""
+        if not (said.text or said.delta):
+            return
+        collected = self._collected.setdefault(said.choice, _Collected())
+        collected.text.append(said.text)
+        collected.delta = merged(collected.delta, said.delta)
 
     @property
     def empty(self) -> bool:
         """Nothing has been collected."""
-        return not (self._text or self._delta)
+        return not self._collected
 
     def wait_seconds(self, now: float) -> float | None:
         """How long until what was collected is due; None if nothing was."""
         return None if self.empty else max(0.0, self._next_due - now)
 
-    def take(self, now: float) -> tuple[str, Delta]:
-        """Everything collected so far; the next is due an interval later."""
-        result = "".join(self._text), self._delta
-        self._text, self._delta, self._next_due = [], {}, now + self._interval
+    def take(self, now: float) -> list[Said]:
+        """Everything collected so far, one of each choice; the next is due an interval later."""
+        result = [Said("".join(collected.text), collected.delta, choice) for choice, collected in sorted(self._collected.items())]
+        self._collected, self._next_due = {}, now + self._interval
         return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, cast, get_args
 
 from tessera.contracts import FinishReason, Problem
@@ -27,8 +28,11 @@ def malformed(what: str) -> EngineError:
     return EngineError(Problem(code="provider_malformed_answer", message=f"The provider's answer is malformed: {what}.", status=502))
 
 
-def piece_of(data: bytes) -> Piece:
-    """One event of a stream, or one whole completion, as a piece. Raises EngineError for an error in it or a malformed one."""
+def pieces_of(data: bytes, choices: int = 1) -> list[Piece]:
+    """One event of a stream, or one whole completion, as pieces: one of each choice in it, of a single one where it names none.
+
+    Raises EngineError for an error in it or a malformed one.
+    """
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -37,28 +41,31 @@ def piece_of(data: bytes) -> Piece:
         raise malformed("it is no JSON object")
     if document.get("error"):
         raise EngineError(error_in_stream(document["error"]))
-    return _piece(document)
+    said = _choices(document, choices) or [(0, {})]
+    # What is not of a choice goes with one of them, once.
+    common: Delta = {name: value for name, value in document.items() if name not in _KNOWN_TOP_LEVEL and value is not None}
+    first, *rest = (_piece(index, choice) for index, choice in said)
+    return [replace(first, delta=first.delta | common, figures=_figures(document.get("usage"))), *rest]
 
 
-def _piece(document: Mapping[str, Any]) -> Piece:
-    choice = _first_choice(document)
+def _piece(index: int, choice: Mapping[str, Any]) -> Piece:
     said = choice.get("delta") or choice.get("message") or {}
     if not isinstance(said, dict):
         raise malformed("a choice has no object as its delta")
     delta: Delta = {name: value for name, value in said.items() if name not in _KNOWN_IN_MESSAGE and value is not None}
-    delta |= {name: value for name, value in document.items() if name not in _KNOWN_TOP_LEVEL and value is not None}
     if choice.get("logprobs") is not None:
         delta["logprobs"] = choice["logprobs"]
     text = _text(said.get("content", choice.get("text")))
-    return Piece(text, delta, _finish_reason(choice.get("finish_reason")), _figures(document.get("usage")))
+    return Piece(text, delta, _finish_reason(choice.get("finish_reason")), choice=index)
 
 
-def _first_choice(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The choice with index 0; a chunk may have none (the one with the usage)."""
+def _choices(document: Mapping[str, Any], wanted: int) -> list[tuple[int, Mapping[str, Any]]]:
+    """The choices that were asked for, by index; a chunk may have none (the one with the usage)."""
     choices = document.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise malformed("choices is no list of objects")
-    return next((choice for choice in choices if choice.get("index", 0) == 0), {})
+    found = {choice.get("index", 0): choice for choice in choices}
+    return [(index, found[index]) for index in range(wanted) if index in found]
 
 
 def _text(value: Any) -> str:
