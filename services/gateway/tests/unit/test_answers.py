@@ -63,6 +63,53 @@ def test_a_chat_stream_begins_with_the_role_and_ends_with_usage_only_if_asked() 
         ChatCompletionChunk.model_validate(event)
 
 
+def test_calls_of_a_whole_message_have_no_index() -> None:
+    calls = [{"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    message = answer().whole(completed("", message={"tool_calls": calls}))["choices"][0]["message"]
+    assert message["tool_calls"] == [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def test_a_function_call_has_its_own_reason() -> None:
+    called = {"function_call": {"name": "f", "arguments": "{}"}}
+    choice = answer().whole(completed("", message=called))["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["function_call"], choice["message"]["content"]) == (
+        "function_call",
+        called["function_call"],
+        None,
+    )
+
+
+@pytest.mark.parametrize("form", ["chat", "text"])
+def test_log_probabilities_stand_beside_what_was_said(form: Form) -> None:
+    first, both = {"content": [{"token": "h"}]}, {"content": [{"token": "h"}, {"token": "i"}]}
+    whole = answer(form).whole(completed(message={"logprobs": both}))
+    shown = events(StreamedAnswer(answer(form)), chunk("h", delta={"logprobs": first}), completed(message={"logprobs": both}))
+    assert whole["choices"][0]["logprobs"] == both
+    assert "logprobs" not in whole["choices"][0].get("message", {})
+    assert [event["choices"][0]["logprobs"] for event in shown[:-1] if event["choices"][0]["logprobs"]] == [first]
+
+
+def test_several_choices() -> None:
+    further = ({"text": "no", "finish_reason": "length", "message": {"refusal": "x"}},)
+    end = completed("hi", further=further)
+    whole = ChatCompletion.model_validate(answer().whole(end))
+    assert [(choice.index, choice.message.content, choice.finish_reason) for choice in whole.choices] == [
+        (0, "hi", "stop"),
+        (1, "no", "length"),
+    ]
+    shown = events(StreamedAnswer(answer(include_usage=True)), chunk("n", choice=1), chunk("hi"), chunk("o", choice=1), end)
+    pieces = [(event["choices"][0]["index"], event["choices"][0]["delta"].get("content")) for event in shown[:-2]]
+    assert pieces == [(1, ""), (1, "n"), (0, ""), (0, "hi"), (1, "o"), (0, None), (1, None)]
+    assert [event["choices"][0]["finish_reason"] for event in shown[-4:-2]] == ["stop", "length"]
+    assert (shown[-2]["choices"], shown[-2]["usage"]["total_tokens"]) == ([], 5)
+
+
+def test_chunks_are_padded_only_if_asked() -> None:
+    padded = events(StreamedAnswer(Answer("chat", "g", "m", 1, obfuscated=True)), chunk("a"), completed())
+    assert all(1 <= len(event["obfuscation"]) <= 32 for event in padded[:-1])
+    assert all("obfuscation" not in event for event in events(StreamedAnswer(answer()), chunk("a"), completed())[:-1])
+
+
 def test_an_answer_without_a_chunk_still_opens_and_closes() -> None:
     shown = events(StreamedAnswer(answer()), completed(""))
     assert [event["choices"][0]["finish_reason"] for event in shown[:-1]] == [None, "stop"]

@@ -209,8 +209,8 @@ async def test_an_event_that_is_too_large_is_413(desk: Any) -> None:
     [
         ("/v1/chat/completions", {"model": "none", "messages": [{"role": "user", "content": "x"}]}, "model_not_found", None),
         ("/v1/chat/completions", {"model": "text", "messages": [{"role": "user", "content": "x"}]}, "unsupported_model", "model"),
-        ("/v1/completions", {"model": "text", "prompt": [1, 2]}, "unsupported_value", "prompt"),
-        ("/v1/embeddings", {"model": "vectors", "input": [1]}, "unsupported_value", "input"),
+        ("/v1/completions", {"model": "text", "prompt": ["a", "b"]}, "unsupported_value", "prompt"),
+        ("/v1/embeddings", {"model": "vectors", "input": [-1]}, "integer_below_min_value", "input[0]"),
         ("/v1/embeddings", {"model": "vectors", "input": []}, "empty_array", "input"),
         ("/v1/tokenize", {"text": "x", "model": "chat", "encoding": "e"}, "invalid_value", "encoding"),
         ("/v1/keys", {"name": "x", "scopes": []}, "empty_array", "scopes"),

@@ -36,11 +36,9 @@ def test_every_field_of_the_published_api_is_known() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"n": 2},
-        {"logprobs": True},
-        {"store": True},
         {"audio": {"voice": "x"}},
         {"modalities": ["audio"]},
+        {"moderation": {}},
         {"stream_options": {"include_usage": True}},
         {"max_tokens": 1, "max_completion_tokens": 1},
     ],
@@ -58,8 +56,11 @@ def test_what_nobody_can_honour_is_refused_by_name(more: dict[str, Any]) -> None
         {"tools": [{"type": "function"}]},
         {"frequency_penalty": 0.5},
         {"response_format": {"type": "json_object"}},
-        {"tool_choice": "required"},
+        {"tools": [{"type": "function"}], "tool_choice": "required"},
         {"logit_bias": {"1": 1}},
+        {"logprobs": True, "top_logprobs": 3},
+        {"reasoning_effort": "high"},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}}},
     ],
 )
 def test_what_a_local_engine_cannot_honour_is_handed_to_a_remote_provider(more: dict[str, Any]) -> None:
@@ -82,8 +83,8 @@ def test_values_that_ask_for_nothing_and_hints_are_accepted_everywhere() -> None
         "tool_choice": "auto",
         "response_format": {"type": "text"},
         "user": "u",
-        "metadata": {"a": "b"},
-        "parallel_tool_calls": True,
+        "metadata": {},
+        "parallel_tool_calls": None,
         "temperature": None,
         "stop": None,
         "stream": None,
@@ -110,7 +111,6 @@ def test_grounding_only_where_it_is_asked_for() -> None:
         ({"role": "user"}, "messages[0].content"),
         ({"role": "assistant", "content": None}, "messages[0].content"),
         ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "messages[0].audio"),
-        ({"role": "function", "content": "x", "function_call": {}}, "messages[0].function_call"),
     ],
 )
 def test_a_message_that_cannot_be_carried(message: dict[str, Any], param: str) -> None:
@@ -124,21 +124,68 @@ def test_messages_travel_with_parts_and_tool_calls() -> None:
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "hi"}]},
             {"role": "assistant", "tool_calls": [{"id": "1"}], "refusal": None},
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "assistant", "refusal": "No."},
             {"role": "tool", "content": "done", "tool_call_id": "1"},
         ]
     ).checked_messages()
     assert messages[0].content == ({"type": "text", "text": "hi"},)
     assert (messages[1].content, messages[1].tool_calls) == (None, ({"id": "1"},))
-    assert messages[2].tool_call_id == "1"
+    assert (messages[2].function_call, messages[3].refusal) == ({"name": "f", "arguments": "{}"}, "No.")
+    assert messages[4].tool_call_id == "1"
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1]], []])
-def test_a_prompt_that_is_not_one_text(prompt: Any) -> None:
-    with pytest.raises(Exception, match=r"prompt|Token ids|at least 1"):
-        text(prompt=prompt).text()
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [], [[]], [-1]])
+def test_a_prompt_that_is_not_one(prompt: Any) -> None:
+    with pytest.raises(Exception, match=r"one prompt|at least 1|greater than or equal"):
+        text(prompt=prompt).one_prompt()
 
 
-def test_one_prompt_in_a_list() -> None:
-    assert text(prompt=["Once"]).text() == "Once"
-    with pytest.raises(ApiError):
-        text(echo=True).check(model("openai"))
+@pytest.mark.parametrize(("prompt", "one"), [("Once", "Once"), (["Once"], "Once"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])])
+def test_one_prompt_however_it_is_given(prompt: Any, one: Any) -> None:
+    assert text(prompt=prompt).one_prompt() == one
+
+
+@pytest.mark.parametrize(
+    "more", [{"echo": True}, {"best_of": 2}, {"suffix": "."}, {"logprobs": 0}, {"logprobs": 5}, {"n": 2}, {"n": 2, "best_of": 2}]
+)
+def test_what_a_completion_asks_of_a_remote_provider(more: dict[str, Any]) -> None:
+    body = text(**more)
+    body.check(model("openai"))
+    given = body.parameters()
+    assert {"n": given.n, **given.extra} == {"n": None, **more}
+    with pytest.raises(ApiError) as refused:
+        body.check(model("local"))
+    assert (refused.value.code, refused.value.param in more) == ("unsupported_parameter", True)
+
+
+@pytest.mark.parametrize("more", [{"best_of": 2, "stream": True}, {"best_of": 1, "n": 2}])
+def test_the_best_of_several_has_its_rules(more: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        text(**more).check(model("openai"))
+    assert (refused.value.status, refused.value.param) == (400, "best_of")
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ],
+)
+def test_what_means_nothing_alone(more: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        chat(**more).check(model("openai"))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_an_image_is_not_passed_over_by_an_engine_that_reads_text() -> None:
+    parts = [{"type": "text", "text": "What is that?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    body = chat(messages=[*HELLO, {"role": "user", "content": parts}])
+    body.check(model("openai"))
+    with pytest.raises(ApiError) as refused:
+        body.check(model("local"))
+    assert refused.value.param == "messages[1].content[1]"

@@ -90,6 +90,14 @@ async def test_the_request_is_passed_on_whole(upstream: Any, provider: OpenAICom
     }
 
 
+async def test_the_limit_has_the_name_that_the_provider_knows(upstream: Any, leased_job: LeaseJob) -> None:
+    upstream.streams_well("ok")
+    provider = new_provider(upstream.base_url, replace(QUICK, limit_field="max_completion_tokens"))
+    await pieces(provider, leased_job("up", parameters={"max_tokens": 9}))
+    await provider.close()
+    assert (upstream.requests[0]["max_completion_tokens"], "max_tokens" in upstream.requests[0]) == (9, False)
+
+
 async def test_recalled_memories_ground_the_chat(upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
     upstream.streams_well("ok")
     messages = (ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Where?"))
@@ -168,6 +176,8 @@ async def test_malformed_events(upstream: Any, provider: OpenAICompatibleProvide
     "refusal",
     [
         (400, {"message": "too long", "code": "context_length_exceeded"}, "context_length_exceeded", 1),
+        (400, {"message": "no such format", "code": "invalid_value"}, "invalid_value", 1),
+        (400, {"message": "odd", "code": "Not a word!"}, "provider_refused_request", 1),
         (400, {"message": "bad", "code": 17}, "provider_refused_request", 1),
         (401, {"message": "bad key sk-secret"}, "provider_authentication_failed", 1),
         (404, {"message": "no such model"}, "provider_model_not_found", 1),

@@ -87,6 +87,8 @@ class ProviderSettings(BaseModel):
     breaker_reset_seconds: Positive = 15.0
     stream_usage: bool = True
     """Ask for the usage in the stream; off for servers that refuse `stream_options`."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How the provider calls the most tokens of an answer: OpenAI's newer models refuse the older name, most servers know only it."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -107,6 +109,7 @@ class ProviderSettings(BaseModel):
             breaker_failures=self.breaker_failures,
             breaker_reset=timedelta(seconds=self.breaker_reset_seconds),
             stream_usage=self.stream_usage,
+            limit_field=self.limit_field,
         )
 
 

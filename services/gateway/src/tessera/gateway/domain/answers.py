@@ -1,16 +1,59 @@
 """OpenAI's answer objects: chat completions, text completions and their chunks, as plain JSON values."""
 
+import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tessera.contracts import opened
-from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, Usage
+from tessera.contracts.events import FinishReason, FurtherChoice, GenerationChunk, GenerationCompleted, GenerationFailed, Usage
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, of_problem
 from tessera.gateway.domain.frames import DONE, FrameId, data_frame
 
 Json = dict[str, Any]
 Form = Literal["chat", "text"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """One choice as it ended; `extra` are the provider's other fields."""
+
+    text: str
+    reason: FinishReason
+    extra: Json
+
+    @property
+    def logprobs(self) -> Any:
+        """The log probabilities as the provider gave them, or None."""
+        return self.extra.get("logprobs")
+
+    @property
+    def finish_reason(self) -> str:
+        """A function call (what tools replaced) has a reason of its own, which the log does not know."""
+        return "function_call" if self.reason == "stop" and self.extra.get("function_call") else self.reason
+
+    def chat_message(self) -> Json:
+        """The assistant's message; a provider's other fields (tool calls) pass through."""
+        extra = {name: value for name, value in self.extra.items() if name != "logprobs"}
+        if isinstance(calls := extra.get("tool_calls"), list):
+            extra["tool_calls"] = [_without_index(call) for call in calls]
+        wordless = any(extra.get(name) for name in ("tool_calls", "function_call", "refusal"))
+        return {"refusal": None, **extra, "role": "assistant", "content": None if wordless and not self.text else self.text}
+
+
+def endings(completed: GenerationCompleted) -> list[Ending]:
+    """Every choice, in order."""
+    choices: tuple[GenerationCompleted | FurtherChoice, ...] = (completed, *(completed.further or ()))
+    return [Ending(opened(choice.text), choice.finish_reason, dict(choice.message or {})) for choice in choices]
+
+
+def _without_index(call: Any) -> Any:
+    """`index` tells apart the calls of a stream; a whole message has none."""
+    return {name: value for name, value in call.items() if name != "index"} if isinstance(call, dict) else call
+
+
+def _padding() -> str:
+    return secrets.token_urlsafe(24)[: 1 + secrets.randbelow(32)]
 
 
 @dataclass(frozen=True)
@@ -22,6 +65,8 @@ class Answer:
     model_id: str
     created: int
     include_usage: bool = False
+    obfuscated: bool = False
+    """Whether each chunk of a stream is padded, so that its size does not tell its text."""
     consistency: Json | None = None
     """How fresh memory was, where that was asked for."""
 
@@ -34,7 +79,7 @@ class Answer:
         """The answer of a request that does not stream."""
         return {
             **self._head("chat.completion" if self.form == "chat" else "text_completion"),
-            "choices": [self._choice(completed)],
+            "choices": [self._choice(index, ending) for index, ending in enumerate(endings(completed))],
             "usage": usage_object(completed.usage),
             "system_fingerprint": None,
             "tessera": self.grounding(completed),
@@ -45,10 +90,11 @@ class Answer:
         grounding = {"recall": completed.recall, "source_ids": list(completed.source_ids)}
         return grounding if self.consistency is None else {**grounding, "consistency": self.consistency}
 
-    def chunk(self, content: Json, finish_reason: str | None = None) -> Json:
+    def chunk(self, content: Json, choice: int = 0, logprobs: object = None, finish_reason: str | None = None) -> Json:
         """One piece of a streamed answer; `content` is the delta of a chat or the text of a completion."""
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._chunk_head(), "choices": [choice], **({"usage": None} if self.include_usage else {})}
+        said = {"index": choice, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        padding = {"obfuscation": _padding()} if self.obfuscated else {}
+        return {**self._chunk_head(), "choices": [said], **({"usage": None} if self.include_usage else {}), **padding}
 
     def usage_chunk(self, usage: Usage) -> Json:
         """The extra chunk that `include_usage` asks for: empty choices, the figures."""
@@ -64,11 +110,9 @@ class Answer:
     def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model_id}
 
-    def _choice(self, completed: GenerationCompleted) -> Json:
-        ending = {"logprobs": None, "finish_reason": completed.finish_reason}
-        if self.form == "text":
-            return {"index": 0, "text": opened(completed.text), **ending}
-        return {"index": 0, "message": chat_message(completed), **ending}
+    def _choice(self, index: int, ending: Ending) -> Json:
+        said = {"text": ending.text} if self.form == "text" else {"message": ending.chat_message()}
+        return {"index": index, **said, "logprobs": ending.logprobs, "finish_reason": ending.finish_reason}
 
 
 class StreamedAnswer:
@@ -76,7 +120,7 @@ class StreamedAnswer:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._opened = False
+        self._opened: set[int] = set()
 
     def frames(self, reply: Located) -> list[bytes]:
         """The frames of one reply. After an ending nothing may follow."""
@@ -91,45 +135,35 @@ class StreamedAnswer:
         data = reply.data
         if isinstance(data, GenerationFailed):
             return [dict(of_problem(data.problem).body())]
-        opening = self._opening()
-        if isinstance(data, GenerationChunk):
-            return [*opening, *self._pieces(data)]
-        return [*opening, *self._ending(data)]
+        return self._pieces(data) if isinstance(data, GenerationChunk) else self._ending(data)
 
-    def _opening(self) -> list[Json]:
-        """A chat begins with a chunk that says who speaks."""
-        first, self._opened = not self._opened, True
-        if not first or self._answer.form == "text":
+    def _opening(self, choice: int) -> list[Json]:
+        """Each choice of a chat begins with a chunk that says who speaks."""
+        if self._answer.form == "text" or choice in self._opened:
             return []
-        return [self._answer.chunk({"delta": {"role": "assistant", "content": "", "refusal": None}})]
+        self._opened.add(choice)
+        return [self._answer.chunk({"delta": {"role": "assistant", "content": "", "refusal": None}}, choice)]
 
     def _pieces(self, chunk: GenerationChunk) -> list[Json]:
-        text = opened(chunk.text)
-        pieces = [self._answer.piece(text)] if text else []
-        if chunk.delta and self._answer.form == "chat":
-            pieces.append({"delta": dict(chunk.delta)})
-        return [self._answer.chunk(piece) for piece in pieces]
+        choice, text, delta = chunk.choice or 0, opened(chunk.text), dict(chunk.delta or {})
+        logprobs = delta.pop("logprobs", None)
+        pieces = [self._answer.chunk(self._answer.piece(text), choice, logprobs)] if text or logprobs else []
+        if delta and self._answer.form == "chat":
+            pieces.append(self._answer.chunk({"delta": delta}, choice))
+        return [*self._opening(choice), *pieces]
 
     def _ending(self, completed: GenerationCompleted) -> list[Json]:
-        answer = self._answer
-        last = {
-            **answer.chunk({"delta": {}} if answer.form == "chat" else {"text": ""}, completed.finish_reason),
-            "tessera": answer.grounding(completed),
-        }
-        return [last, answer.usage_chunk(completed.usage)] if answer.include_usage else [last]
+        answer, chunks = self._answer, list[Json]()
+        for choice, ending in enumerate(endings(completed)):
+            nothing: Json = {"delta": {}} if answer.form == "chat" else {"text": ""}
+            chunks += [*self._opening(choice), answer.chunk(nothing, choice, finish_reason=ending.finish_reason)]
+        chunks[-1] |= {"tessera": answer.grounding(completed)}
+        return [*chunks, answer.usage_chunk(completed.usage)] if answer.include_usage else chunks
 
 
 def error_frame(error: ApiError) -> bytes:
     """The error event that ends a stream which cannot be finished."""
     return data_frame(error.body())
-
-
-def chat_message(completed: GenerationCompleted) -> Json:
-    """The assistant's message; a provider's other fields (tool calls) pass through."""
-    extra = dict(completed.message or {})
-    text = opened(completed.text)
-    content = None if not text and extra.get("tool_calls") else text
-    return {"refusal": None, **extra, "role": "assistant", "content": content}
 
 
 def usage_object(usage: Usage) -> Json:

@@ -18,6 +18,7 @@ SERVER_ERROR: Final = "server_error"
 RETRY_LATER: Final = timedelta(seconds=2)
 
 _STATUS_OF_CODE: Final = {
+    "answer_too_large": 502,
     "dependency_unavailable": 503,
     "temporarily_unavailable": 503,
     "model_unavailable": 503,
@@ -64,7 +65,7 @@ def error_type(status: int) -> str:
 def of_problem(problem: Problem, *, default_status: int = 500) -> ApiError:
     """The answer that tells a client of another service's problem: its own status, else the one its code deserves."""
     status = problem.status or _status_of_code(problem.code, default_status)
-    retry_after = RETRY_LATER if status == 503 else None
+    retry_after = RETRY_LATER if status in (429, 503) else None
     return ApiError(status, problem.code, problem.message, param=problem.param, retry_after=retry_after)
 
 
@@ -116,7 +117,7 @@ def missing_scope(scope: str) -> ApiError:
 
 def model_not_found(model: str) -> ApiError:
     """404: no such model."""
-    return ApiError(404, "model_not_found", f"The model '{model}' does not exist or you do not have access to it.")
+    return ApiError(404, "model_not_found", f"The model `{model}` does not exist or you do not have access to it.")
 
 
 def wrong_capability(model: str, has: str, needed: str) -> ApiError:

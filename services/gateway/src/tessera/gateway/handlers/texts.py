@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tessera.contracts.events import EmbeddingCompleted, EmbeddingRequested, TokenizationCompleted, TokenizationRequested
+from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers.answering import expect
 from tessera.gateway.ports import Call, Log
 
@@ -17,6 +18,16 @@ async def encode(log: Log, encoding: str, text: str, call: Call) -> Tokenization
     """Tokens of a text, and its composition."""
     asked = TokenizationRequested(reply_partition=log.reply_partition, encoding=encoding, text=text)
     return expect(TokenizationCompleted, await log.ask(asked, call))
+
+
+async def decode_given(log: Log, encoding: str, tokens: Sequence[int], call: Call, *, param: str) -> str:
+    """The text of tokens that a client gave instead of it. Raises ApiError 400 naming `param` for tokens that the encoding has not."""
+    try:
+        return (await decode(log, encoding, call, tokens=tokens)).text
+    except ApiError as error:
+        if error.status != 400:
+            raise
+        raise ApiError(400, error.code, error.message, param=param) from error
 
 
 async def decode(

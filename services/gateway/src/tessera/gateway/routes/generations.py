@@ -10,6 +10,7 @@ from tessera.contracts import body_digest
 from tessera.contracts.events import Capability, GenerationRequested, ModelReference
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
 from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.handlers import texts
 from tessera.gateway.handlers.consistency import awaited
 from tessera.gateway.handlers.generations import Generation, claimed, generation_id
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
@@ -48,7 +49,10 @@ async def create_chat_completion(
 async def create_completion(body: CompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None) -> Response:
     """Continue a text, streamed or not."""
     model = _model(caller, body, "completion")
-    accepted = _accepted(caller, body, model, idempotency_key, prompt=body.text())
+    prompt = body.one_prompt()
+    if not isinstance(prompt, str):
+        prompt = await texts.decode_given(caller.rooms.log, model.encoding, prompt, caller.call, param="prompt")
+    accepted = _accepted(caller, body, model, idempotency_key, prompt=prompt)
     return await _respond(request, caller, body, accepted, form="text", keyed=idempotency_key is not None)
 
 
@@ -81,7 +85,7 @@ async def _respond(
     if claim is not None:
         accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
     created = int(claim.created_at.timestamp() if claim else time.time())
-    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, consistency)
+    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
     generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim)
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer))

@@ -50,6 +50,9 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
     extra = dict(headers or {})
     if error.retry_after is not None:
         extra["retry-after"] = str(max(1, round(error.retry_after.total_seconds())))
+    if error.status == 409:
+        # The SDKs repeat a 409 by themselves, and no repeat of the same request can succeed.
+        extra["x-should-retry"] = "false"
     if error.status == 401:
         extra["www-authenticate"] = "Bearer"
     return Response(encode_json(error.body()), error.status, extra, "application/json")
@@ -78,5 +81,7 @@ def as_api_error(error: Exception, request: Request | None = None) -> ApiError:
 def _of_http(error: HTTPException, request: Request | None) -> ApiError:
     code = _CODES.get(error.status_code, "bad_request" if error.status_code < 500 else "internal_error")
     where = f"{request.method} {request.url.path}" if request else "this request"
-    message = {404: f"Invalid URL ({where}).", 405: f"Method not allowed ({where})."}.get(error.status_code, str(error.detail))
+    supported = "(HINT: Perhaps you meant to use a different HTTP method?)"
+    known = {404: f"Invalid URL ({where})", 405: f"Not allowed to {where.replace(' ', ' on ', 1)}. {supported}"}
+    message = known.get(error.status_code, str(error.detail))
     return ApiError(error.status_code, code, message)

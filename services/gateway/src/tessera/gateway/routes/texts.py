@@ -1,5 +1,6 @@
 """`/v1/models`, `/v1/embeddings`, `/v1/tokenize`, `/v1/detokenize`."""
 
+import asyncio
 import base64
 import struct
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tessera.gateway.handlers import texts
 from tessera.gateway.routes.context import Caller, Inference
 from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.texts import (
+    MAXIMUM_INPUT_CHARACTERS,
     DetokenizeBody,
     EmbeddingBody,
     EmbeddingList,
@@ -29,6 +31,8 @@ from tessera.gateway.routes.schemas.texts import (
 router = APIRouter(route_class=CarefulRoute, tags=["models and text"])
 
 DEFAULT_ENCODING: Final = "o200k_base"
+EMBEDDING_ENCODING: Final = "cl100k_base"
+"""Of the published embedding models: what clients mean by the token ids that they send."""
 
 
 @router.get("/v1/models")
@@ -47,7 +51,7 @@ async def retrieve_model(model: str, caller: Inference) -> ModelView:
 async def create_embedding(body: EmbeddingBody, caller: Inference) -> EmbeddingList:
     """Vectors of unit length."""
     caller.rooms.models.offering(body.model, "embedding")
-    completed = await texts.embed(caller.rooms.log, body.model, _inputs(body), caller.call)
+    completed = await texts.embed(caller.rooms.log, body.model, await _inputs(caller, body), caller.call)
     if body.dimensions is not None and body.dimensions != len(completed.vectors[0]):
         raise unsupported("dimensions", f"The vectors of '{body.model}' have {len(completed.vectors[0])} dimensions.")
     return _embedding_list(completed, body)
@@ -86,16 +90,24 @@ def _model_view(model: DeclaredModel) -> ModelView:
     )
 
 
-def _inputs(body: EmbeddingBody) -> list[str]:
-    inputs = [body.input] if isinstance(body.input, str) else body.input
-    texts_given = [text for text in inputs if isinstance(text, str)]
-    if len(texts_given) != len(inputs):
-        raise ApiError(
-            400, "unsupported_value", "Token ids are not supported here; turn them into text with /v1/detokenize.", param="input"
-        )
-    if not texts_given:
-        raise ApiError(400, "empty_array", "Invalid 'input': empty array. Give at least one text.", param="input")
-    return texts_given
+async def _inputs(caller: Caller, body: EmbeddingBody) -> list[str]:
+    """The texts. Clients that cut long texts into windows (LangChain's) send tokens of the published models' encoding."""
+    if isinstance(body.input, str):
+        return [body.input]
+    if isinstance(body.input[0], int):
+        return [await _decoded(caller, body.input, "input")]
+    if isinstance(body.input[0], str):
+        return body.input
+    decoding = (_decoded(caller, tokens, f"input[{index}]") for index, tokens in enumerate(body.input))
+    return await asyncio.gather(*decoding)
+
+
+async def _decoded(caller: Caller, tokens: Sequence[int], param: str) -> str:
+    text = await texts.decode_given(caller.rooms.log, EMBEDDING_ENCODING, tokens, caller.call, param=param)
+    if len(text) > MAXIMUM_INPUT_CHARACTERS:
+        message = f"Invalid '{param}': string too long. Expected at most {MAXIMUM_INPUT_CHARACTERS} characters."
+        raise ApiError(400, "string_above_max_length", message, param=param)
+    return text
 
 
 def _embedding_list(completed: EmbeddingCompleted, body: EmbeddingBody) -> EmbeddingList:

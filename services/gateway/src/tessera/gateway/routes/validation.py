@@ -103,7 +103,13 @@ def _too_short(error: Any, param: str) -> Described:
 def _too_long(error: Any, param: str) -> Described:
     if isinstance(error.get("input"), str):
         return _text_too_long(error, param)
-    return "array_above_max_length", f"Invalid '{param}': array too long. Expected at most {error['ctx']['max_length']} items."
+    maximum, given = error["ctx"]["max_length"], error.get("input")
+    if isinstance(given, dict):
+        wanted = f"Expected an object with at most {maximum} properties, but got an object with {len(given)} properties instead."
+        return "object_above_max_properties", f"Invalid '{param}': too many properties. {wanted}"
+    wanted = f"Expected an array with maximum length {maximum}"
+    got = f", but got an array with length {len(given)} instead" if isinstance(given, list) else ""
+    return "array_above_max_length", f"Invalid '{param}': array too long. {wanted}{got}."
 
 
 def _text_too_long(error: Any, param: str) -> Described:

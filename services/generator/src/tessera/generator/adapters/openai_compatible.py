@@ -28,7 +28,8 @@ _log = get_logger(__name__)
 _RETRIED_STATUSES: Final = frozenset({408, 409, 425, 429})
 _MAXIMUM_ERROR_BYTES: Final = 64 * 1024
 _OWN_FIELDS: Final = frozenset(
-    {"model", "messages", "prompt", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "max_tokens", "n"}
+    {"model", "messages", "prompt", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "n"}
+    | {"max_tokens", "max_completion_tokens"}
 )
 
 
@@ -109,7 +110,7 @@ class OpenAICompatibleProvider:
 
         Raises EngineError, GenerationInterruptedError when the answer breaks off, CircuitOpenError, InvalidError for what cannot be sent.
         """
-        path, body = request_of(job.ready, self._upstream_names.get(job.ready.request.model.model_id), self._policy.stream_usage)
+        path, body = request_of(job.ready, self._upstream_names.get(job.ready.request.model.model_id), self._policy)
         async with AsyncExitStack() as connection:
             response = await self._opened(path, body, connection)
             source_ids = tuple(memory.memory_id for memory in job.ready.memories)
@@ -226,7 +227,7 @@ async def _whole(response: httpx.Response, choices: int) -> list[Piece]:
         raise GenerationInterruptedError("the connection to the provider broke.") from error
 
 
-def request_of(ready: GenerationReady, upstream_name: str | None, stream_usage: bool) -> tuple[str, dict[str, JsonValue]]:
+def request_of(ready: GenerationReady, upstream_name: str | None, policy: ProviderPolicy) -> tuple[str, dict[str, JsonValue]]:
     """The path and the body for a request; fields that Tessera does not know go along as they came.
 
     Raises InvalidError `sealed_content` for content that cannot be opened.
@@ -236,10 +237,10 @@ def request_of(ready: GenerationReady, upstream_name: str | None, stream_usage: 
     # The best of several can only be known at the end, so no provider streams it.
     streams = (parameters.extra.get("best_of") or 1) == 1
     body |= {"model": upstream_name or request.model.model_id, "stream": streams}
-    if streams and stream_usage:
+    if streams and policy.stream_usage:
         body["stream_options"] = {"include_usage": True}
     given = {
-        "max_tokens": parameters.max_tokens,
+        policy.limit_field: parameters.max_tokens,
         "temperature": parameters.temperature,
         "top_p": parameters.top_p,
         "stop": list(parameters.stop) or None,

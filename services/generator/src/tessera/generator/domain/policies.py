@@ -51,4 +51,5 @@ class ProviderPolicy:
     breaker_failures: int = 5
     breaker_reset: timedelta = timedelta(seconds=15)
     stream_usage: bool = True
+    limit_field: str = "max_tokens"
     """Ask for the usage in the stream; off for servers that refuse `stream_options`."""

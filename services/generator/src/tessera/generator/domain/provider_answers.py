@@ -8,6 +8,7 @@ that just ends.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, cast, get_args
@@ -20,6 +21,7 @@ DONE: Final = b"[DONE]"
 _KNOWN_TOP_LEVEL: Final = frozenset({"id", "object", "created", "model", "choices", "usage", "error", "system_fingerprint", "service_tier"})
 _KNOWN_IN_MESSAGE: Final = frozenset({"role", "content"})
 _FINISH_REASONS: Final = frozenset(get_args(FinishReason))
+_CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAXIMUM_MESSAGE: Final = 500
 
 
@@ -116,8 +118,9 @@ def _operators(code: str, message: str) -> Problem:
 
 
 def _refusal_code(error: Any) -> str:
+    """The provider's own code, such as `context_length_exceeded`, where it has one that is a word."""
     code = error.get("code") if isinstance(error, dict) else None
-    return "context_length_exceeded" if code == "context_length_exceeded" else "provider_refused_request"
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else "provider_refused_request"
 
 
 def _param(error: Any) -> str | None:

@@ -28,6 +28,11 @@ Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Wide = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 ModelId = Annotated[str, Field(min_length=1, max_length=128, examples=["local/quote"])]
 Object = dict[str, Any]
+Tokens = Annotated[list[Annotated[Whole, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=100_000)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="Up to 16 pairs; names of up to 64 characters, values of up to 512."),
+]
 
 
 class ErrorDetail(BaseModel):

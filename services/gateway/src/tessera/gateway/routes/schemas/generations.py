@@ -1,17 +1,17 @@
 """Chat completions and completions: every field of the published API, and `tessera`.
 
 A field is honoured, handed to the provider as it came, or refused with the reason. Hints that cannot change an answer are accepted
-everywhere.
+everywhere. What each field comes to is written in docs/api.md, and a test compares that table with these classes.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tessera.contracts.events import ChatMessage, GenerationParameters, MemoryGrounding, ModelReference
 from tessera.gateway.domain.errors import ApiError, unsupported
-from tessera.gateway.routes.schemas.common import Body, ModelId, Object, Real, Truth, View, Whole, Wide, examples
+from tessera.gateway.routes.schemas.common import Body, Metadata, ModelId, Object, Real, Tokens, Truth, View, Whole, Wide, examples
 from tessera.gateway.routes.schemas.consistency import ConsistencyOptions, ReadView
 
 LOCAL_PROVIDER: Final = "local"
@@ -20,7 +20,6 @@ LOCAL_PROVIDER: Final = "local"
 _HINTS: Final = frozenset(
     {
         "user",
-        "metadata",
         "safety_identifier",
         "service_tier",
         "prompt_cache_key",
@@ -44,19 +43,14 @@ _PROVIDER_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "prediction": (),
     "web_search_options": (),
     "suffix": ("",),
-}
-# What no path through the log carries yet.
-_NOWHERE: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
-    "store": (False,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "modalities": (["text"],),
-    "audio": (),
-    "moderation": (),
 }
+# What an answer would need that no event carries: sound, and judgements of the provider's own.
+_NOWHERE: Final[Mapping[str, tuple[Any, ...]]] = {"modalities": (["text"],), "audio": (), "moderation": ()}
+_TEXT_PARTS: Final = ("text", "refusal")
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
@@ -117,13 +111,18 @@ class GenerationBody(Body):
         """Whether the stream ends with the figures."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def wants_obfuscation(self) -> bool:
+        """Whether the chunks of a stream are padded, so that their sizes do not tell their text."""
+        return bool(self.stream_options and self.stream_options.include_obfuscation)
+
     def check(self, model: ModelReference) -> None:
         """Raises ApiError 400 for what this model's path cannot honour."""
         if self.stream_options is not None and not self.streams:
             raise unsupported("stream_options", "It is only allowed when 'stream' is enabled.")
-        self._refuse(_NOWHERE, "It is not supported by this server yet.")
+        self._refuse(_NOWHERE, "Answers are text here.")
         if model.provider.startswith(LOCAL_PROVIDER):
-            self._refuse(_PROVIDER_ONLY, f"The model '{model.model_id}' cannot honour it.")
+            self._refuse({"n": (1,), **_PROVIDER_ONLY}, f"The model '{model.model_id}' cannot honour it.")
 
     def parameters(self) -> GenerationParameters:
         """How to generate, as it travels to the provider."""
@@ -133,6 +132,7 @@ class GenerationBody(Body):
             top_p=self.top_p,
             stop=self._stops(),
             seed=self.seed,
+            n=self.n if self.n != 1 else None,
             extra=self._extra(),
         )
 
@@ -157,14 +157,20 @@ class GenerationBody(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def _refuse(self, refused: Mapping[str, tuple[Any, ...]], why: str) -> None:
+        given = self.model_dump(include=set(refused), exclude_unset=True, by_alias=True)
         for name, neutral in refused.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in neutral:
+            value = given.get(name)
+            if value is not None and not any(_same(value, harmless) for harmless in neutral):
                 raise unsupported(name, why)
 
     def _extra(self) -> dict[str, JsonValue]:
-        given = self.model_dump(include={*_HINTS, *_PROVIDER_ONLY}, exclude_unset=True)
+        given = self.model_dump(include={*_HINTS, *_PROVIDER_ONLY}, exclude_unset=True, by_alias=True)
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, and of the same kind: `logprobs: 0` asks for something, `false` does not."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 class MessageBody(Body):
@@ -186,10 +192,9 @@ class MessageBody(Body):
     def checked(self, position: int) -> ChatMessage:
         """The message as it travels. Raises ApiError 400 for what is missing or cannot be carried."""
         where = f"messages[{position}]"
-        for name in ("function_call", "audio"):
-            if getattr(self, name) is not None:
-                raise unsupported(f"{where}.{name}", "Use tool calls or text.")
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.audio is not None:
+            raise unsupported(f"{where}.audio", "Give its transcript as text.")
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.function_call or self.refusal)):
             raise ApiError(400, "missing_required_parameter", f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
         return ChatMessage(
             role=self.role,
@@ -197,7 +202,38 @@ class MessageBody(Body):
             name=self.name,
             tool_calls=None if self.tool_calls is None else tuple(self.tool_calls),
             tool_call_id=self.tool_call_id,
+            refusal=self.refusal,
+            function_call=self.function_call,
         )
+
+    def refuse_parts_beside_text(self, position: int, model: ModelReference) -> None:
+        """Raises ApiError 400 for an image or a file, which an engine that reads only text would pass over."""
+        for part, content in enumerate(self.content if isinstance(self.content, list) else ()):
+            if content.get("type") not in _TEXT_PARTS:
+                where = f"messages[{position}].content[{part}]"
+                raise ApiError(400, "unsupported_value", f"Invalid '{where}': the model '{model.model_id}' reads only text.", param=where)
+
+
+class JsonSchemaFormat(BaseModel):
+    """A schema, as the provider understands it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema_: Annotated[Object | None, Field(alias="schema")] = None
+
+
+class ResponseFormat(BaseModel):
+    """How the answer is to be written: text, any JSON object, or JSON that fits a schema."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Annotated[JsonSchemaFormat | None, Field(description="Where `type` is json_schema.")] = None
+
+
+def _only_with(name: str, condition: str) -> ApiError:
+    return ApiError(400, "invalid_value", f"Invalid '{name}': '{name}' is only allowed when {condition}.", param=name)
 
 
 class ChatCompletionBody(GenerationBody):
@@ -220,7 +256,7 @@ class ChatCompletionBody(GenerationBody):
     functions: list[Object] | None = None
     logprobs: Truth | None = None
     top_logprobs: Annotated[Whole | None, Field(ge=0, le=20)] = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[Metadata | None, Field(description="Kept with the answer: only with `store`.")] = None
     modalities: list[Literal["text", "audio"]] | None = None
     moderation: Object | None = None
     parallel_tool_calls: Truth | None = None
@@ -229,10 +265,10 @@ class ChatCompletionBody(GenerationBody):
     prompt_cache_options: Object | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     reasoning_effort: Annotated[str | None, Field(max_length=32)] = None
-    response_format: Object | None = None
+    response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None
-    store: Truth | None = None
+    store: Annotated[Truth | None, Field(description="Keep the answer: see `GET /v1/chat/completions`.")] = None
     tool_choice: str | Object | None = None
     tools: Annotated[list[Object] | None, Field(max_length=128)] = None
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -247,7 +283,25 @@ class ChatCompletionBody(GenerationBody):
         """Raises ApiError 400 for what this model's path cannot honour."""
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise unsupported("max_tokens", "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.")
+        self._check_companions()
         super().check(model)
+        if model.provider.startswith(LOCAL_PROVIDER):
+            for position, message in enumerate(self.messages):
+                message.refuse_parts_beside_text(position, model)
+
+    def _check_companions(self) -> None:
+        """Fields that mean nothing without another one."""
+        if self.metadata and not self.store:
+            raise _only_with("metadata", "'store' is enabled")
+        if self.top_logprobs and not self.logprobs:
+            raise _only_with("top_logprobs", "'logprobs' is enabled")
+        if not self.tools:
+            for name in ("tool_choice", "parallel_tool_calls"):
+                if getattr(self, name) not in (None, "none", "auto"):
+                    raise _only_with(name, "'tools' are specified")
+        if self.response_format is not None and self.response_format.type == "json_schema" and self.response_format.json_schema is None:
+            param = "response_format.json_schema"
+            raise ApiError(400, "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
 
     def checked_messages(self) -> tuple[ChatMessage, ...]:
         """The messages as they travel."""
@@ -260,23 +314,33 @@ class CompletionBody(GenerationBody):
     model_config = examples({"model": "local/ngram", "prompt": "The archive", "max_tokens": 16, "stop": ["."]})
 
     prompt: Annotated[
-        str | Annotated[list[str], Field(min_length=1)] | list[Whole] | list[list[Whole]],
-        Field(description="Text, or a list with one text. Token ids are refused: decode them first."),
+        str | Annotated[list[str], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)],
+        Field(description="A text, the token ids of one under the model's encoding, or a list with one of either."),
     ]
     best_of: Annotated[Whole | None, Field(ge=1, le=20)] = None
     echo: Truth | None = None
     logprobs: Annotated[Whole | None, Field(ge=0, le=5)] = None
     suffix: str | None = None
 
-    def text(self) -> str:
-        """The one prompt. Raises ApiError 400 for several, or for token ids."""
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts):
-            raise ApiError(400, "unsupported_value", "Only one prompt per request is supported by this server yet.", param="prompt")
-        if not prompts or not isinstance(prompts[0], str):
-            raise ApiError(
-                400, "unsupported_value", "Token ids are not supported here; turn them into text with /v1/detokenize.", param="prompt"
-            )
+    def check(self, model: ModelReference) -> None:
+        """Raises ApiError 400 for what this model's path cannot honour."""
+        best_of, wanted = self.best_of or 1, self.n or 1
+        if self.best_of is not None and best_of < wanted:
+            raise ApiError(400, "invalid_value", f"Invalid 'best_of': it must be at least 'n' ({wanted}).", param="best_of")
+        if best_of > 1 and self.streams:
+            raise ApiError(400, "unsupported_value", "Results cannot be streamed when 'best_of' is greater than 1.", param="best_of")
+        super().check(model)
+
+    def one_prompt(self) -> str | list[int]:
+        """A text, or the tokens of one. Raises ApiError 400 for several."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        tokens = [item for item in self.prompt if isinstance(item, int)]
+        if tokens:
+            return tokens
+        prompts = [item for item in self.prompt if not isinstance(item, int)]
+        if len(prompts) != 1:
+            raise ApiError(400, "unsupported_value", "Give one prompt in a request: each is a generation of its own.", param="prompt")
         return prompts[0]
 
 
@@ -310,8 +374,8 @@ class ChatChoiceView(View):
 
     index: int
     message: AssistantMessageView
-    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
-    logprobs: None
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+    logprobs: Object | None
 
 
 class ChatCompletionView(View):
@@ -332,8 +396,8 @@ class TextChoiceView(View):
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length", "content_filter", "tool_calls"] | None
-    logprobs: None
+    finish_reason: Literal["stop", "length", "content_filter", "tool_calls", "function_call"] | None
+    logprobs: Object | None
 
 
 class CompletionView(View):

@@ -1,10 +1,10 @@
 """Models, embeddings and tokens."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from tessera.gateway.routes.schemas.common import Body, ModelId, View, Whole, examples
+from tessera.gateway.routes.schemas.common import Body, ModelId, Tokens, View, Whole, examples
 
 
 class ModelDetails(View):
@@ -36,7 +36,8 @@ class ModelList(View):
     data: list[ModelView]
 
 
-EmbeddingInput = Annotated[str, Field(min_length=1, max_length=100_000)]
+MAXIMUM_INPUT_CHARACTERS: Final = 100_000
+EmbeddingInput = Annotated[str, Field(min_length=1, max_length=MAXIMUM_INPUT_CHARACTERS)]
 
 
 class EmbeddingBody(Body):
@@ -46,8 +47,11 @@ class EmbeddingBody(Body):
 
     model: ModelId
     input: Annotated[
-        EmbeddingInput | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=256)] | list[Whole] | list[list[Whole]],
-        Field(description="A text or up to 256 texts. Token ids are refused: decode them first."),
+        EmbeddingInput
+        | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=256)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=256)],
+        Field(description="A text or up to 256 texts; or the token ids of one, or of up to 256, under cl100k_base."),
     ]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[Whole | None, Field(ge=1)] = None
