@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 def test_every_line_works_as_printed(platform: Platform) -> None:
     for line in api_page.lines():
         printed = api_page.run(platform, line, platform.admin_key)
-        if "DELETE" in line:
-            assert printed == ""
+        if "DELETE" in line and "keys" in line and "completions" not in line:
+            assert printed == ""  # 204
         elif "-sSN" in line:
             assert printed.endswith("data: [DONE]")
         else:

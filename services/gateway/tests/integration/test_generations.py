@@ -253,3 +253,43 @@ def test_a_client_that_left_finds_its_generation_again_by_its_key(gateway: Any) 
     assert "first" in again.text
     assert again.text.endswith("data: [DONE]\n\n")
     assert not [said for said in gateway.peer.of(GenerationCancelled) if said.data["generation_id"] == generation]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_chat_is_stored_listed_labelled_and_deleted_by_the_sdk(gateway: Any, stream: bool) -> None:
+    gateway.peer.on(GenerationRequested, answering("Ye", "s"))
+    topic = {"topic": f"stored-{stream}"}
+    with gateway.openai() as client:
+        given: Any = client.chat.completions.create(model="local/quote", messages=HELLO, store=True, metadata=topic, seed=4, stream=stream)
+        name = [part.id for part in given][-1] if stream else given.id
+        kept = client.chat.completions.retrieve(name)
+        assert (kept.choices[0].message.content, kept.metadata, kept.seed) == ("Yes", topic, 4)  # type: ignore[attr-defined]
+        assert stream or kept.choices == given.choices
+        assert [found.id for found in client.chat.completions.list(metadata=topic)] == [name]
+        assert [message.content for message in client.chat.completions.messages.list(name)] == ["Hello"]
+        client.chat.completions.update(name, metadata={"reviewed": "yes"})
+        assert list(client.chat.completions.list(metadata=topic)) == []
+        assert client.chat.completions.delete(name).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.retrieve(name)
+
+
+def test_lists_of_stored_chats_are_paged_by_the_sdk(gateway: Any) -> None:
+    gateway.peer.on(GenerationRequested, answering("Yes"))
+    with gateway.openai() as client:
+        names = [
+            client.chat.completions.create(model="local/quote", messages=HELLO, store=True, metadata={"topic": "pages"}).id
+            for _ in range(5)
+        ]
+        found = [stored.id for stored in client.chat.completions.list(metadata={"topic": "pages"}, limit=2, order="desc")]
+    assert sorted(found) == sorted(names)
+
+
+def test_a_chat_that_fails_is_not_stored(gateway: Any) -> None:
+    gateway.peer.on(
+        GenerationRequested, lambda _: [RequestFailed(problem=Problem(code="context_length_exceeded", message="Too long.", status=400))]
+    )
+    with gateway.openai() as client:
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="local/quote", messages=HELLO, store=True, metadata={"topic": "failed"})
+        assert list(client.chat.completions.list(metadata={"topic": "failed"})) == []

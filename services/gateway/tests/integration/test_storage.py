@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from tessera.contracts import uuid7
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys
-from tessera.gateway.ports import Since
+from tessera.gateway.adapters.stored import PostgresStoredCompletions
+from tessera.gateway.ports import NewStored, Since, StoredPage
 from tessera.storage import Database
 
 pytestmark = pytest.mark.integration
@@ -62,7 +64,9 @@ async def test_a_client_cannot_write_for_another_tenant(database: Database) -> N
             )
 
 
-@pytest.mark.parametrize("table", ["tenants", "api_keys", "datasets", "generations", "dead_letter_decisions", "outbox"])
+@pytest.mark.parametrize(
+    "table", ["tenants", "api_keys", "datasets", "generations", "stored_completions", "dead_letter_decisions", "outbox"]
+)
 async def test_the_authenticator_reads_no_table(database: Database, table: str) -> None:
     async with database.authenticating() as connection:
         with pytest.raises(DBAPIError, match="permission denied"):
@@ -86,3 +90,86 @@ async def test_only_one_of_many_claims_is_the_first(database: Database) -> None:
     assert sum(claim.first for claim in claims) == 1
     assert len({(claim.since, claim.created_at) for claim in claims}) == 1
     assert not (await generations.claim(name, "g", b"e" * 16, Since(0, 0))).same_body
+
+
+def new_stored(name: str, *, second: int = 0, **more: Any) -> NewStored:
+    made = NewStored(
+        id=name,
+        model="m",
+        metadata={},
+        request='{"messages": []}',
+        subject_id=None,
+        since=Since(1, 2),
+        created_at=NOW + timedelta(seconds=second),
+        look_at=NOW - timedelta(seconds=1),
+    )
+    return replace(made, **more)
+
+
+async def kept(stored: PostgresStoredCompletions, tenant_id: str, *names: str, **more: Any) -> None:
+    for second, name in enumerate(names):
+        await stored.begin(tenant_id, new_stored(name, second=second, **more))
+        await stored.answer(tenant_id, name, "{}")
+
+
+async def test_a_stored_completion_is_its_tenants(database: Database) -> None:
+    mine, other = await tenant(database), await tenant(database)
+    stored = PostgresStoredCompletions(database)
+    await kept(stored, mine, "a")
+    assert (await stored.find(mine, "a"), await stored.find(other, "a")) == ((await stored.page(mine, StoredPage(5)) or [None])[0], None)
+    assert await stored.page(other, StoredPage(5)) == []
+    assert await stored.page(other, StoredPage(5, after="a")) is None
+    assert await stored.label(other, "a", {"x": "y"}) is None
+    assert not await stored.delete(other, "a")
+    assert await stored.delete(mine, "a")
+    assert await stored.find(mine, "a") is None
+
+
+async def test_without_an_answer_it_is_not_there(database: Database) -> None:
+    mine, stored = await tenant(database), PostgresStoredCompletions(database)
+    await stored.begin(mine, new_stored("a"))
+    assert (await stored.find(mine, "a"), await stored.page(mine, StoredPage(5)), await stored.label(mine, "a", {})) == (None, [], None)
+    await stored.begin(mine, new_stored("a", model="another"))
+    for answer in ("first", "second"):
+        await stored.answer(mine, "a", answer)
+    await stored.give_up(mine, "a")
+    found = await stored.find(mine, "a")
+    assert found is not None
+    assert (found.answer, found.model, found.since) == ("first", "m", Since(1, 2))
+
+
+async def test_pages_of_stored_completions(database: Database) -> None:
+    mine, stored = await tenant(database), PostgresStoredCompletions(database)
+    await kept(stored, mine, "a", "b", metadata={"topic": "keys", "n": "1"})
+    await kept(stored, mine, "c", model="other")
+
+    async def ids(**wanted: Any) -> list[str]:
+        page = await stored.page(mine, StoredPage(**{"limit": 5, **wanted}))
+        assert page is not None
+        return [row.id for row in page]
+
+    assert await ids() == ["a", "c", "b"]
+    assert await ids(newest_first=True) == ["b", "c", "a"]
+    assert await ids(limit=1, after="a") == ["c"]
+    assert await ids(newest_first=True, after="c") == ["a"]
+    assert await ids(model="other") == ["c"]
+    assert await ids(metadata={"topic": "keys"}) == ["a", "b"]
+    await stored.label(mine, "a", {"topic": "locks"})
+    assert await ids(metadata={"topic": "keys"}) == ["b"]
+
+
+async def test_what_has_not_ended_is_given_to_one_replica_at_a_time(database: Database) -> None:
+    mine, stored = await tenant(database), PostgresStoredCompletions(database)
+    for name in ("a", "b"):
+        await stored.begin(mine, new_stored(name))
+    await stored.begin(mine, new_stored("later", look_at=NOW + timedelta(hours=1)))
+    looks = await asyncio.gather(*(stored.overdue(10, timedelta(minutes=1)) for _ in range(3)))
+    assert sorted(row.id for look in looks for row in look if row.tenant_id == mine) == ["a", "b"]
+
+
+async def test_old_ones_are_deleted(database: Database) -> None:
+    mine, stored = await tenant(database), PostgresStoredCompletions(database)
+    await kept(stored, mine, "new")
+    await kept(stored, mine, "old", created_at=NOW - timedelta(days=31))
+    assert await stored.expire(timedelta(days=30), 10) == 1
+    assert [row.id for row in await stored.page(mine, StoredPage(5)) or ()] == ["new"]

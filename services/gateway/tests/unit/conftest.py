@@ -1,10 +1,10 @@
 """Fakes of the gateway's ports, for tests of one process without a network."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 import httpx
@@ -22,7 +22,20 @@ from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
-from tessera.gateway.ports import Call, Claim, Decision, Keep, KeyDescription, Outcome, Published, Since, Tenant
+from tessera.gateway.ports import (
+    Call,
+    Claim,
+    Decision,
+    Keep,
+    KeyDescription,
+    NewStored,
+    Outcome,
+    Published,
+    Since,
+    Stored,
+    StoredPage,
+    Tenant,
+)
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
@@ -132,6 +145,58 @@ class MemoryGenerations:
         return Claim(first, digest == body_digest, place, datetime.now().astimezone())
 
 
+class MemoryStored:
+    """`ports.StoredCompletions` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Stored] = {}
+        self.away: Exception | None = None
+
+    async def begin(self, tenant_id: str, new: NewStored) -> None:
+        self._reach()
+        kept = Stored(tenant_id, new.id, new.model, new.metadata, new.request, None, new.since, new.created_at)
+        self.rows.setdefault((tenant_id, new.id), kept)
+
+    async def answer(self, tenant_id: str, completion_id: str, answer: str) -> None:
+        self._reach()
+        row = self.rows.get((tenant_id, completion_id))
+        if row is not None and row.answer is None:
+            self.rows[tenant_id, completion_id] = replace(row, answer=answer)
+
+    async def give_up(self, tenant_id: str, completion_id: str) -> None:
+        self._reach()
+        row = self.rows.get((tenant_id, completion_id))
+        if row is not None and row.answer is None:
+            del self.rows[tenant_id, completion_id]
+
+    async def find(self, tenant_id: str, completion_id: str) -> Stored | None:
+        row = self.rows.get((tenant_id, completion_id))
+        return row if row is not None and row.answer is not None else None
+
+    async def page(self, tenant_id: str, wanted: StoredPage) -> list[Stored] | None:
+        found = [row for (tenant, _), row in self.rows.items() if tenant == tenant_id and row.answer is not None]
+        return found[: wanted.limit]
+
+    async def label(self, tenant_id: str, completion_id: str, metadata: Mapping[str, str]) -> Stored | None:
+        if await self.find(tenant_id, completion_id) is None:
+            return None
+        self.rows[tenant_id, completion_id] = replace(self.rows[tenant_id, completion_id], metadata=metadata)
+        return await self.find(tenant_id, completion_id)
+
+    async def delete(self, tenant_id: str, completion_id: str) -> bool:
+        return self.rows.pop((tenant_id, completion_id), None) is not None
+
+    async def overdue(self, limit: int, again: timedelta) -> list[Stored]:
+        return [row for row in self.rows.values() if row.answer is None][:limit]
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        return 0
+
+    def _reach(self) -> None:
+        if self.away is not None:
+            raise self.away
+
+
 class NoDatasets:
     """`ports.Datasets` without any."""
 
@@ -212,6 +277,7 @@ def desk() -> Desk:
         store,
         NoDatasets(),
         MemoryGenerations(),
+        MemoryStored(),
         letters,
         decisions,
         Authenticator(store, PEPPER),

@@ -12,9 +12,11 @@ from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
 from tessera.gateway.adapters.spool import DiskSpool, SpoolLimits
+from tessera.gateway.adapters.stored import PostgresStoredCompletions
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
@@ -45,6 +47,8 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
         _add_table(runtime, rooms.handoff, name, table)
     if settings.spool.folder is not None:
         _drain_spool(runtime, rooms.handoff)
+    repair = stored.Repair(rooms.stored, rooms.log, timedelta(days=settings.stored_completions_days))
+    runtime.add_worker("stored completions", stored.every(timedelta(seconds=10), repair))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     runtime.add_http_server(application(rooms, _edge_limits(settings)), settings.host, settings.port)
 
@@ -66,6 +70,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         tenants=PostgresTenants(database, bus),
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),
+        stored=PostgresStoredCompletions(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),

@@ -1,8 +1,8 @@
 """What the handlers need from the world outside. Every method may raise ApiError 503 when its dependency cannot be reached."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import BinaryIO, Literal, Protocol
 
@@ -200,6 +200,87 @@ class Generations(Protocol):
 
     async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
         """Writes the row, or finds the one that is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class NewStored:
+    """A chat that is to be kept, before its generation runs."""
+
+    id: str
+    model: str
+    metadata: Mapping[str, str]
+    request: str
+    """Messages and parameters, as JSON."""
+    subject_id: str | None
+    since: Since
+    created_at: datetime
+    look_at: datetime
+    """When its generation is over, however it went."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A chat that was kept, or (without an answer) one whose end is not known yet."""
+
+    tenant_id: str
+    id: str
+    model: str
+    metadata: Mapping[str, str]
+    request: str
+    answer: str | None
+    since: Since
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class StoredPage:
+    """Which kept chats are wanted; all that are given have to hold."""
+
+    limit: int
+    newest_first: bool = False
+    after: str | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class StoredCompletions(Protocol):
+    """Chats that their askers want kept. Raises RetryableError where they cannot be reached."""
+
+    async def begin(self, tenant_id: str, new: NewStored) -> None:
+        """Writes the row, unless it is there."""
+        ...
+
+    async def answer(self, tenant_id: str, completion_id: str, answer: str) -> None:
+        """Sets the answer where there is none yet; nothing where the row was deleted meanwhile."""
+        ...
+
+    async def give_up(self, tenant_id: str, completion_id: str) -> None:
+        """Deletes the row if it has no answer."""
+        ...
+
+    async def find(self, tenant_id: str, completion_id: str) -> Stored | None:
+        """One that has its answer."""
+        ...
+
+    async def page(self, tenant_id: str, wanted: StoredPage) -> Sequence[Stored] | None:
+        """Those that have their answer, by the time of their request; None where `after` is not there."""
+        ...
+
+    async def label(self, tenant_id: str, completion_id: str, metadata: Mapping[str, str]) -> Stored | None:
+        """Replaces the metadata of one that has its answer."""
+        ...
+
+    async def delete(self, tenant_id: str, completion_id: str) -> bool:
+        """False where there is none with an answer."""
+        ...
+
+    async def overdue(self, limit: int, again: timedelta) -> Sequence[Stored]:
+        """Of any tenant, those without an answer that are to be looked at now; each is given out again after `again`."""
+        ...
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        """Deletes at most `limit` of any tenant that are older; how many."""
         ...
 
 

@@ -71,6 +71,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """Longest wait for Kafka to confirm an event."""
     body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 30.0
     """Longest pause between two pieces of a request's body."""
+    stored_completions_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
+    """How long a chat with `store` is kept."""
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024

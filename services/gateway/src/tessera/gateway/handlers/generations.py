@@ -1,7 +1,7 @@
 """One request to a model: publish it, follow its replies, cancel it when nobody waits any more."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from tessera.contracts.errors import TesseraError
 from tessera.contracts.events import GenerationCancelled, GenerationCompleted, GenerationFailed, GenerationRequested
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.answers import StreamedAnswer, error_frame
-from tessera.gateway.domain.assembly import Assembly, Located
+from tessera.gateway.domain.assembly import Assembly, Ending, Located
 from tessera.gateway.domain.errors import ApiError, of_error, of_problem
 from tessera.gateway.domain.frames import KEEP_ALIVE
 from tessera.gateway.ports import Call, Claim, Generations, Log, Since
@@ -20,6 +20,8 @@ from tessera.resilience import TimedOutError
 from tessera.telemetry import get_logger
 
 CancelReason = Literal["client_disconnected", "deadline"]
+Keep = Callable[[Ending], Awaitable[None]]
+"""Called with the end before anybody is given it."""
 
 _log = get_logger(__name__)
 
@@ -54,8 +56,11 @@ class Generation:
     With a claim it is not cancelled when the client leaves: the key says that it may be asked for again, and whoever asks joins it.
     """
 
-    def __init__(self, log: Log, request: GenerationRequested, call: Call, limits: Limits, claim: Claim | None = None) -> None:
+    def __init__(
+        self, log: Log, request: GenerationRequested, call: Call, limits: Limits, *, claim: Claim | None = None, keep: Keep | None = None
+    ) -> None:
         self._claim = claim
+        self._keep = keep
         self._log = log
         self._request = request
         self._call = call
@@ -73,7 +78,7 @@ class Generation:
         self._expires_at = asyncio.get_running_loop().time() + self._limits.timeout.total_seconds()
         joined = self._claim.since if self._claim and not self._claim.first else None
         replies = await self._stack.enter_async_context(self._log.stream(self._request.generation_id, since=joined))
-        self._replies = _assembled(replies)
+        self._replies = assembled(replies)
         await self._log.publish(
             self._request,
             self._call,
@@ -113,7 +118,10 @@ class Generation:
         """Assembled replies, None as a sign of life. Raises ApiError 504 when the time is over."""
         try:
             async for reply in _with_keep_alive(self._replies, self._limits.keep_alive, self._expires_at):
-                self._ended = reply is not None and isinstance(reply.data, GenerationCompleted | GenerationFailed)
+                if reply is not None and isinstance(reply.data, GenerationCompleted | GenerationFailed):
+                    self._ended = True
+                    if self._keep is not None:
+                        await self._keep(reply.data)
                 yield reply
         except TimedOutError as error:
             await self.close("deadline")
@@ -128,7 +136,8 @@ class Generation:
             _log.warning("generation_not_cancelled", generation_id=self._request.generation_id, reason=reason, error=error.message)
 
 
-async def _assembled(replies: AsyncIterator[Located]) -> AsyncIterator[Located]:
+async def assembled(replies: AsyncIterator[Located]) -> AsyncIterator[Located]:
+    """The replies of one generation in order, each once, up to its end."""
     assembly = Assembly()
     async for reply in replies:
         for ready in assembly.feed(reply):

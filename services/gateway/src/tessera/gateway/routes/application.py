@@ -11,14 +11,22 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, texts
+from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
 from tessera.gateway.routes.context import Require, Rooms
 from tessera.gateway.routes.edge import Edge, EdgeLimits
 from tessera.gateway.routes.schemas.common import ErrorBody
 
 VERSION: Final = "0.1.0"
 
-_ROUTERS: Final = (generations.router, texts.router, memories.router, governance.router, administration.router, dead_letters.router)
+_ROUTERS: Final = (
+    generations.router,
+    stored.router,
+    texts.router,
+    memories.router,
+    governance.router,
+    administration.router,
+    dead_letters.router,
+)
 _ERROR: Final = {"$ref": "#/components/schemas/ErrorBody"}
 _ERRORS: Final = {
     "400": "The request cannot be honoured; `code` and `param` say why.",

@@ -15,7 +15,7 @@ from tessera.gateway.domain.keys import Principal
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
-from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, Tenants
+from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
 from tessera.telemetry import bound
 
 _scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
@@ -29,6 +29,7 @@ class Rooms:
     tenants: Tenants
     datasets: Datasets
     generations: Generations
+    stored: StoredCompletions
     dead_letters: DeadLetters
     decisions: Decisions
     authenticator: Authenticator

@@ -13,6 +13,8 @@ from tessera.gateway.domain.frames import encode_json
 from tessera.gateway.handlers import texts
 from tessera.gateway.handlers.consistency import awaited
 from tessera.gateway.handlers.generations import Generation, claimed, generation_id
+from tessera.gateway.handlers.stored import Keeper, begun
+from tessera.gateway.ports import Claim, Since
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
 from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.consistency import read_view
@@ -86,15 +88,34 @@ async def _respond(
         accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
     created = int(claim.created_at.timestamp() if claim else time.time())
     answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
-    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim)
+    keeper = await _keeper(caller, body, answer, accepted, claim)
+    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=keeper.keep if keeper else None)
     if not body.streams:
-        return await unless_disconnected(request, _whole(generation, answer))
+        return await unless_disconnected(request, _whole(generation, answer, keeper))
+    await _open(generation, keeper)
+    return EventStream(generation, generation.frames(StreamedAnswer(answer)))
+
+
+async def _keeper(
+    caller: Caller, body: GenerationBody, answer: Answer, accepted: GenerationRequested, claim: Claim | None
+) -> Keeper | None:
+    """The row of a chat that is to be kept, before its event. Raises RetryableError where it cannot be written: nothing was begun then."""
+    if not body.keeps:
+        return None
+    partition, rooms = accepted.reply_partition, caller.rooms
+    since = claim.since if claim else Since(partition, await rooms.log.next_offset(partition))
+    return await begun(rooms.stored, caller.tenant_id, answer, request=body.kept(), since=since, longest=rooms.generation.timeout)
+
+
+async def _open(generation: Generation, keeper: Keeper | None) -> None:
+    """Publishes. What could not be is closed, and not kept."""
     try:
         await generation.open()
     except BaseException:
         await generation.close()
+        if keeper is not None:
+            await keeper.forget()
         raise
-    return EventStream(generation, generation.frames(StreamedAnswer(answer)))
 
 
 async def _once_fresh(
@@ -118,9 +139,9 @@ def _digest(form: Form, body: GenerationBody) -> bytes:
     return body_digest(encode_json([form, body.model_dump(mode="json", exclude_unset=True)]))
 
 
-async def _whole(generation: Generation, answer: Answer) -> Response:
+async def _whole(generation: Generation, answer: Answer, keeper: Keeper | None) -> Response:
+    await _open(generation, keeper)
     try:
-        await generation.open()
         completed = await generation.completed()
     finally:
         await generation.close()

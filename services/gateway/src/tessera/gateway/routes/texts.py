@@ -21,6 +21,7 @@ from tessera.gateway.routes.schemas.texts import (
     EmbeddingList,
     EmbeddingUsage,
     EmbeddingView,
+    ModelDeletedView,
     ModelDetails,
     ModelList,
     ModelView,
@@ -45,6 +46,13 @@ async def list_models(caller: Inference) -> ModelList:
 async def retrieve_model(model: str, caller: Inference) -> ModelView:
     """One model."""
     return _model_view(caller.rooms.models.find(model))
+
+
+@router.delete("/v1/models/{model:path}")
+async def delete_model(model: str, caller: Inference) -> ModelDeletedView:
+    """Refused (403): models are what the operator's settings offer, none belongs to a tenant."""
+    caller.rooms.models.find(model)
+    raise ApiError(403, "model_not_deletable", f"The model `{model}` is offered by the operator's settings and cannot be deleted here.")
 
 
 @router.post("/v1/embeddings")

@@ -50,6 +50,7 @@ _PROVIDER_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 # What an answer would need that no event carries: sound, and judgements of the provider's own.
 _NOWHERE: Final[Mapping[str, tuple[Any, ...]]] = {"modalities": (["text"],), "audio": (), "moderation": ()}
+_NOT_KEPT: Final = {"model", "stream", "stream_options", "store", "tessera"}
 _TEXT_PARTS: Final = ("text", "refusal")
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -115,6 +116,15 @@ class GenerationBody(Body):
     def wants_obfuscation(self) -> bool:
         """Whether the chunks of a stream are padded, so that their sizes do not tell their text."""
         return bool(self.stream_options and self.stream_options.include_obfuscation)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the answer is to be kept."""
+        return False
+
+    def kept(self) -> Object:
+        """What of the request is kept with its answer."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True, by_alias=True, exclude=_NOT_KEPT)
 
     def check(self, model: ModelReference) -> None:
         """Raises ApiError 400 for what this model's path cannot honour."""
@@ -273,6 +283,11 @@ class ChatCompletionBody(GenerationBody):
     tools: Annotated[list[Object] | None, Field(max_length=128)] = None
     verbosity: Literal["low", "medium", "high"] | None = None
     web_search_options: Object | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """With `store`."""
+        return bool(self.store)
 
     @property
     def token_limit(self) -> int | None:

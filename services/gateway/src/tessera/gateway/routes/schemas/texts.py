@@ -29,6 +29,14 @@ class ModelView(View):
     tessera: ModelDetails
 
 
+class ModelDeletedView(View):
+    """A model that was deleted."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool
+
+
 class ModelList(View):
     """Every model on offer."""
 
