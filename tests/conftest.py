@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from upstream import Upstream
 
 from tessera.testkit import Stack
 from tessera.testkit.platform import Platform
@@ -10,8 +11,15 @@ from tessera.testkit.plugin import until_last_use
 
 
 @pytest.fixture(scope="session")
-def platform(stack: Stack) -> Iterator[Platform]:
-    started = Platform(stack)
+def upstream() -> Iterator[Upstream]:
+    """The provider whose models the shared platform offers beside its own."""
+    with Upstream().running() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def platform(stack: Stack, upstream: Upstream) -> Iterator[Platform]:
+    started = Platform(stack, settings=upstream.settings())
     try:
         started.start()
         until_last_use("platform", started.stop)

@@ -95,8 +95,11 @@ def test_the_document_is_openapi_3_1_with_examples_and_the_error_object(desk: An
     assert document["openapi"].startswith("3.1")
     assert "HTTPValidationError" not in schemas
     assert set(schemas["ErrorDetail"]["required"]) == {"message", "type", "param", "code"}
-    bodies = [operation for path in document["paths"].values() for operation in path.values() if "requestBody" in operation]
-    assert all("422" not in operation["responses"] for operation in bodies)
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    refusals = [answer for operation in operations for status, answer in operation["responses"].items() if status >= "400"]
+    assert {answer["content"]["application/json"]["schema"]["$ref"] for answer in refusals} - {"#/components/schemas/HealthView"} == {
+        "#/components/schemas/ErrorBody"
+    }
     for name in (
         "ChatCompletionBody",
         "CompletionBody",
@@ -291,3 +294,54 @@ async def test_a_tenant_is_not_told_of_anothers_spooled_event(desk: Any, tmp_pat
         await client.post("/v1/memories", json={"type": "message", "id": "m", "conversation_id": "c", "role": "user", "content": "x"})
         assert (await stranger.get("/v1/ingest/m")).json()["status"] == "unknown"
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/chat/completions", "GET, POST"),
+        ("/v1/chat/completions/chatcmpl-1", "DELETE, GET, POST"),
+        ("/v1/dead-letters/discard", "POST"),
+        ("/v1/models/local/quote", "DELETE, GET"),
+        ("/health", "GET"),
+    ],
+)
+async def test_what_may_be_done_at_a_path_is_told_with_a_refusal(desk: Any, path: str, allowed: str) -> None:
+    async with desk.client() as client:
+        answer = await client.patch(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("POST", "/v1/memories", {"weight": False}, "weight"),
+        ("POST", "/v1/memories", {"weight": "1"}, "weight"),
+        ("POST", "/v1/memories", {"valid_from": 0}, "valid_from"),
+        ("POST", "/v1/memories", {"valid_from": "2026-01-01"}, "valid_from"),
+        ("POST", "/v1/memories", {"valid_to": "0.5"}, "valid_to"),
+        ("PUT", "/v1/retention/policy", {"max_age_days": "1"}, "max_age_days"),
+        ("PUT", "/v1/retention/policy", {"importance_threshold": True}, "importance_threshold"),
+        ("POST", "/v1/keys", {"name": "x", "expires_at": 4_000_000_000}, "expires_at"),
+    ],
+)
+async def test_what_json_tells_apart_is_told_apart(desk: Any, method: str, path: str, body: dict[str, Any], param: str) -> None:
+    relation = {"type": "relation", "source_entity_id": "a", "relation": "r", "target_entity_id": "b"} if path == "/v1/memories" else {}
+    async with desk.client() as client:
+        answer = await client.request(method, path, json={**relation, **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_moments_are_taken_as_rfc_3339_has_them(desk: Any) -> None:
+    relation = {"type": "relation", "source_entity_id": "a", "relation": "r", "target_entity_id": "b", "weight": 0.5}
+    async with desk.client() as client:
+        answer = await client.post("/v1/memories", json={**relation, "valid_from": "2026-01-01T00:00:00+02:00", "valid_to": None})
+    assert answer.status_code == 202
+    assert json.loads(desk.log.sent[0].value)["valid_from"] == "2025-12-31T22:00:00Z"
+
+
+async def test_a_whole_number_may_be_written_with_a_fraction_of_nothing(desk: Any) -> None:
+    async with desk.client() as client:
+        answer = await client.post("/v1/chat/completions", json={"model": "none", "messages": [{"role": "user", "content": "x"}], "n": 1.0})
+        broken = await client.post("/v1/chat/completions", json={"model": "none", "messages": [{"role": "user", "content": "x"}], "n": 1.5})
+    assert (answer.json()["error"]["code"], broken.json()["error"]["param"]) == ("model_not_found", "n")

@@ -33,12 +33,17 @@ _ERRORS: Final = {
     "401": "No valid API key.",
     "403": "The key lacks the scope.",
     "404": "No such thing in your tenant.",
+    "408": "The body did not arrive in time.",
+    "409": "It is there already, or this Idempotency-Key came with another body.",
+    "410": "The log no longer holds what this Idempotency-Key stands for.",
     "413": "The body is too large.",
+    "415": "The body is not JSON.",
     "429": "Too many requests.",
     "500": "A fault of the server.",
     "503": "A service that is needed cannot be reached; see Retry-After.",
     "504": "No answer in time.",
 }
+_GENERATION_ERRORS: Final = {"422": "The model has nothing to answer from yet.", "502": "The model's provider is at fault."}
 _PUBLIC_ERRORS: Final = ("500", "503")
 
 
@@ -61,7 +66,7 @@ def api(rooms: Rooms) -> FastAPI:
     app.state.rooms = rooms
     for router in _ROUTERS:
         app.include_router(router)
-    problems.install(app)
+    problems.install(app, methods_of)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # the documented way to change the document
     return app
 
@@ -70,6 +75,13 @@ def api_routes() -> Iterator[APIRoute]:
     """Every route of the public API."""
     for router in _ROUTERS:
         yield from (route for route in router.routes if isinstance(route, APIRoute))
+
+
+def methods_of(path: str) -> set[str]:
+    """What may be done at this path: by the route that names it in full where there is one, else by the first that fits it."""
+    fitting = [route for route in api_routes() if route.path_regex.match(path)]
+    chosen = next((route.path for route in fitting if route.path == path), fitting[0].path if fitting else None)
+    return {method for route in fitting if route.path == chosen for method in route.methods or ()}
 
 
 def required_scope(route: APIRoute) -> str | None:
@@ -120,7 +132,10 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
         if example := answers.get(f"{method} {route.path_format}"):
             succeeded = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
             succeeded["content"]["application/json"]["example"] = example
-        for status in _ERRORS if scope else _PUBLIC_ERRORS:
-            operation["responses"].setdefault(status, {"description": _ERRORS[status], "content": {"application/json": {"schema": _ERROR}}})
+        known = _ERRORS if scope else {status: _ERRORS[status] for status in _PUBLIC_ERRORS}
+        if "generation" in route.tags:
+            known = {**known, **_GENERATION_ERRORS}
+        for status, description in known.items():
+            operation["responses"].setdefault(status, {"description": description, "content": {"application/json": {"schema": _ERROR}}})
         if scope:
             operation["x-required-scope"] = scope

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter
 from tessera.gateway.domain.contents import as_json, as_text
@@ -14,7 +13,7 @@ from tessera.gateway.handlers.dead_letters import Desk, Order, Settled, Status
 from tessera.gateway.ports import Decision, Outcome
 from tessera.gateway.routes.context import Caller, Operator
 from tessera.gateway.routes.reading import CarefulRoute
-from tessera.gateway.routes.schemas.common import ErrorDetail
+from tessera.gateway.routes.schemas.common import ErrorDetail, Instant
 from tessera.gateway.routes.schemas.dead_letters import (
     ContentView,
     Cursor,
@@ -40,8 +39,8 @@ async def list_dead_letters(
     topic: Annotated[Text | None, Query(description="Where the event was; `ingest` stands for every tenant's, too.")] = None,
     service: Annotated[Service | None, Query(description="Whose consumer refused it.")] = None,
     code: Annotated[Text | None, Query(description="The reason, such as `tenant_unknown`.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Refused at or after.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Refused before.")] = None,
+    since: Annotated[Instant | None, Query(description="Refused at or after.")] = None,
+    until: Annotated[Instant | None, Query(description="Refused before.")] = None,
     event_id: Annotated[Text | None, Query(description="The event's own id.")] = None,
     tenant_id: Annotated[Text | None, Query(description="The topic's owner, or the tenant that the event claims.")] = None,
     status: Annotated[Status, Query()] = "pending",

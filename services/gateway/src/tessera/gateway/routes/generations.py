@@ -31,7 +31,12 @@ router = APIRouter(route_class=CarefulRoute, tags=["generation"])
 
 _STREAM: Final[dict[str, Any]] = {
     "text/event-stream": {
-        "schema": {"type": "string"},
+        "schema": {
+            "type": "object",
+            "description": "Each event of the stream.",
+            "required": ["data"],
+            "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+        },
         "example": 'id: 0199.3.17.0\ndata: {"choices":[{"index":0,"delta":{"content":"Hello"}}]}\n\ndata: [DONE]\n\n',
     }
 }

@@ -11,6 +11,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers import governance
 from tessera.gateway.routes.context import DataEngineer, IdempotencyKey, RetentionOfficer
 from tessera.gateway.routes.reading import CarefulRoute
+from tessera.gateway.routes.schemas.common import as_written
 from tessera.gateway.routes.schemas.governance import (
     DatasetView,
     PolicyView,
@@ -42,7 +43,9 @@ _FORMATS: Final = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".nd
 
 
 @router.put("/v1/retention/policy", tags=["retention"])
-async def put_policy(body: Annotated[RetentionPolicy, Body(examples=[{"max_age_days": 3650}])], caller: RetentionOfficer) -> PolicyView:
+async def put_policy(
+    body: Annotated[RetentionPolicy, as_written(RetentionPolicy), Body(examples=[{"max_age_days": 3650}])], caller: RetentionOfficer
+) -> PolicyView:
     """Set your tenant's policy. A time-out (504) does not undo it: ask with GET."""
     return _policy_view(await governance.submit_policy(caller.rooms.log, body, caller.call))
 

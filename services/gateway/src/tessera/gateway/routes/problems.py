@@ -1,6 +1,6 @@
 """From whatever goes wrong while a request is served to the error object."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -28,11 +28,18 @@ _CODES: Final = {
 _UNFORESEEN: Final = "The server had an error while processing your request. Its x-request-id identifies it in the logs."
 
 
-def install(app: FastAPI) -> None:
-    """Every answer that is not 2xx gets the error object."""
+def install(app: FastAPI, methods_of: Callable[[str], Collection[str]]) -> None:
+    """Every answer that is not 2xx gets the error object; 405 names every method of the path, of whichever route."""
+
+    async def answer_http(request: Request, error: Exception) -> Response:
+        answer = await _answer_error(request, error)
+        if answer.status_code == 405:
+            answer.headers["allow"] = ", ".join(sorted(methods_of(request.url.path)))
+        return answer
+
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(InvalidError, _answer_error)
     app.add_exception_handler(RetryableError, _answer_error)
     app.add_exception_handler(CircuitOpenError, _answer_error)

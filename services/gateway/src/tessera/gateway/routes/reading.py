@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.routes.validation import parameter
 
+_EXACT: Final = 2**53
 _UNSTORABLE: Final = "text must not contain U+0000 or unpaired surrogates"
 
 Step = tuple[str | int, ...]
@@ -28,7 +29,8 @@ class CarefulRoute(APIRoute):
         async def careful(request: Request) -> Response:
             _check_parameters(request)
             if self.body_field is not None:
-                _check_body(request, await request.body())
+                # What FastAPI asks for next: read once, and by our rules.
+                request._json = _checked_body(request, await request.body())
             return await handle(request)
 
         return careful
@@ -40,9 +42,9 @@ def _check_parameters(request: Request) -> None:
             raise _unstorable(name)
 
 
-def _check_body(request: Request, body: bytes) -> None:
+def _checked_body(request: Request, body: bytes) -> Any:
     if not body:
-        return
+        return None
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
         raise ApiError(415, "unsupported_media_type", "Send the body as JSON, with the header 'Content-Type: application/json'.")
@@ -50,14 +52,21 @@ def _check_body(request: Request, body: bytes) -> None:
     where = _first_unstorable(value)
     if where is not None:
         raise _unstorable(parameter(("body", *where), value, keep_last=True) or "body")
+    return value
 
 
 def parsed(body: bytes) -> Any:
     """The JSON value. Raises ApiError 400 `invalid_json` for what RFC 8259 does not allow or nobody can mean."""
     try:
-        return json.loads(body.decode(), parse_constant=_no_such_number)
+        return json.loads(body.decode(), parse_constant=_no_such_number, parse_float=_number)
     except (ValueError, RecursionError):
         raise ApiError(400, "invalid_json", "We could not parse the JSON body of your request.") from None
+
+
+def _number(literal: str) -> int | float:
+    """JSON Schema, and JavaScript, do not tell 7.0 from 7, so neither do we, as far as both are exact."""
+    number = float(literal)
+    return int(number) if number.is_integer() and abs(number) < _EXACT else number
 
 
 def _no_such_number(literal: str) -> NoReturn:

@@ -3,12 +3,12 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tessera.contracts.base import Name, TenantId
 from tessera.contracts.events import ConsumerStatus, DependencyStatus, ParkedDecision
 from tessera.gateway.domain.keys import DEFAULT_SCOPES
-from tessera.gateway.routes.schemas.common import Body, View, examples
+from tessera.gateway.routes.schemas.common import Body, Instant, View, as_written, examples
 
 Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin"]
 
@@ -47,7 +47,7 @@ class KeyBody(Body):
     tenant_id: Annotated[TenantId | None, Field(description="Whose key; your own tenant's where absent.")] = None
     name: Name = "unnamed"
     scopes: Annotated[list[Scope], Field(min_length=1, default_factory=lambda: list(DEFAULT_SCOPES))]
-    expires_at: AwareDatetime | None = None
+    expires_at: Instant | None = None
 
     @field_validator("expires_at")
     @classmethod
@@ -181,7 +181,9 @@ class ControlBody(Body):
     ] = None
     instance: Annotated[Name | None, Field(description="One replica; all of the service where absent.")] = None
     parked: Annotated[
-        ParkedDecision | None, Field(description="With `resume`: only this event is meant, which `/v1/status` shows as stuck.")
+        ParkedDecision | None,
+        as_written(ParkedDecision | None),
+        Field(description="With `resume`: only this event is meant, which `/v1/status` shows as stuck."),
     ] = None
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
 """How fresh an answer has to be, and how fresh it was."""
 
 from datetime import timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tessera.contracts.events import ConsistencyLevel, Freshness, ReadConsistency, SearchStage
 from tessera.gateway.domain.consistency import LONGEST_TOKEN, Token, Tokens, merged
@@ -19,8 +19,27 @@ _MARGIN_SECONDS: Final = 1.0
 TokenText = Annotated[str, Field(min_length=1, max_length=LONGEST_TOKEN)]
 
 
+def _shape(levels: list[str], *, token: bool, age: bool) -> dict[str, Any]:
+    """What goes with these levels, for the OpenAPI document."""
+    token_kinds, age_kind = (["string", "array"] if token else "null"), ("number" if age else "null")
+    required = [name for name, given in (("token", token), ("max_age_seconds", age)) if given]
+    properties = {"level": {"enum": levels}, "token": {"type": token_kinds}, "max_age_seconds": {"type": age_kind}}
+    return {"required": required, "properties": properties}
+
+
 class ConsistencyOptions(Body):
     """What the answer must hold. Without this object: whatever is there."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                _shape(["eventual", "strong"], token=False, age=False),
+                _shape(["read_your_writes"], token=True, age=False),
+                _shape(["bounded"], token=True, age=False),
+                _shape(["bounded"], token=False, age=True),
+            ]
+        }
+    )
 
     level: Annotated[
         ConsistencyLevel,

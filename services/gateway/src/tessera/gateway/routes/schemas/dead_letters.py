@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
 from tessera.bus import LetterFilter
-from tessera.gateway.routes.schemas.common import Body, ErrorDetail, Truth, View, Whole, examples
+from tessera.gateway.routes.schemas.common import Body, ErrorDetail, Instant, Truth, View, Whole, examples
 
 LetterId = Annotated[str, Field(min_length=1, max_length=256, examples=["ingest.memory.dlq:0:17"])]
 Service = Literal["gateway", "tokenizer", "memory", "generator", "retention", "validator"]
@@ -20,8 +20,8 @@ class LetterFilterBody(Body):
     topic: Annotated[Text | None, Field(description="Where the event was; `ingest` stands for every tenant's ingestion topic, too.")] = None
     service: Annotated[Service | None, Field(description="Whose consumer refused it.")] = None
     code: Annotated[Text | None, Field(description="The reason, such as `tenant_unknown`.")] = None
-    since: Annotated[AwareDatetime | None, Field(description="Refused at or after.")] = None
-    until: Annotated[AwareDatetime | None, Field(description="Refused before.")] = None
+    since: Annotated[Instant | None, Field(description="Refused at or after.")] = None
+    until: Annotated[Instant | None, Field(description="Refused before.")] = None
     event_id: Annotated[Text | None, Field(description="The event's own id.")] = None
     tenant_id: Annotated[Text | None, Field(description="The topic's owner, or the tenant that the event claims.")] = None
 

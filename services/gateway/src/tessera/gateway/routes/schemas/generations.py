@@ -183,8 +183,23 @@ def _same(value: Any, other: Any) -> bool:
     return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
+def _told_by(name: str, kind: Object) -> Object:
+    return {"required": [name], "properties": {"role": {"const": "assistant"}, name: kind}}
+
+
 class MessageBody(Body):
-    """One message of a chat."""
+    """One message of a chat: with content, unless the assistant called something or refused."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                _told_by("tool_calls", {"type": "array", "minItems": 1}),
+                _told_by("function_call", {"type": "object", "minProperties": 1}),
+                _told_by("refusal", {"type": "string", "minLength": 1}),
+            ]
+        }
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
@@ -236,14 +251,22 @@ class JsonSchemaFormat(BaseModel):
 class ResponseFormat(BaseModel):
     """How the answer is to be written: text, any JSON object, or JSON that fits a schema."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["text", "json_object"]}}},
+                {"required": ["json_schema"], "properties": {"json_schema": {"type": "object"}}},
+            ]
+        },
+    )
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Annotated[JsonSchemaFormat | None, Field(description="Where `type` is json_schema.")] = None
 
 
 def _only_with(name: str, condition: str) -> ApiError:
-    return ApiError(400, "invalid_value", f"Invalid '{name}': '{name}' is only allowed when {condition}.", param=name)
+    return unsupported(name, f"It is only allowed when {condition}.")
 
 
 class ChatCompletionBody(GenerationBody):

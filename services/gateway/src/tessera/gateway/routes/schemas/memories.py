@@ -16,7 +16,7 @@ from tessera.contracts.events import (
     RelationPublished,
 )
 from tessera.gateway.handlers.memories import Ingested
-from tessera.gateway.routes.schemas.common import Body, View, Whole, examples
+from tessera.gateway.routes.schemas.common import Body, View, Whole, as_written, examples
 from tessera.gateway.routes.schemas.consistency import ConsistencyOptions, ReadView, WrittenView
 
 EventId = Annotated[
@@ -68,7 +68,13 @@ class RelationItem(RelationPublished):
     subject_id: SubjectId = None
 
 
-IngestionItem = Annotated[MessageItem | DocumentItem | EntityItem | RelationItem, Field(discriminator="type")]
+IngestionItem = Annotated[
+    Annotated[MessageItem, as_written(MessageItem, "occurred_at")]
+    | Annotated[DocumentItem, as_written(DocumentItem, "occurred_at")]
+    | Annotated[EntityItem, as_written(EntityItem)]
+    | Annotated[RelationItem, as_written(RelationItem, "valid_from", "valid_to")],
+    Field(discriminator="type"),
+]
 ITEMS: TypeAdapter[MessageItem | DocumentItem | EntityItem | RelationItem] = TypeAdapter(IngestionItem)
 
 _EVENTS: dict[str, type[Ingested]] = {
@@ -154,7 +160,7 @@ class SearchBody(Body):
 
     query: Annotated[Text, Field(min_length=1, max_length=10_000)]
     limit: Annotated[Whole, Field(ge=1, le=100)] = 10
-    filter: RecallFilter = RecallFilter()
+    filter: Annotated[RecallFilter, as_written(RecallFilter)] = RecallFilter()
     consistency: ConsistencyOptions | None = None
 
 
