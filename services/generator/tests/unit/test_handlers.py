@@ -101,6 +101,7 @@ async def test_the_requests_deadline_wins_over_the_default(new_job: NewJobs) -> 
         ({"model_id": "gone"}, "model_not_found"),
         ({"model_id": "local/ngram"}, "model_capability_mismatch"),
         ({"model_id": "local/quote", "prompt": "x"}, "model_capability_mismatch"),
+        ({"model_id": "local/quote", "parameters": {"n": 2}}, "unsupported_parameter"),
     ],
 )
 async def test_what_cannot_run_is_answered_at_once(new_job: NewJobs, request_fields: dict[str, Any], code: str) -> None:

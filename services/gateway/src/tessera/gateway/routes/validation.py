@@ -79,7 +79,7 @@ def _described(error: Any, param: str) -> Described:
         return describe(error, param)
     if kind.endswith(("_type", "_parsing", "_from_float")):
         return "invalid_type", f"Invalid type for '{param}': {error['msg']}."
-    return "invalid_value", f"Invalid '{param}': {error['msg']}."
+    return "invalid_value", f"Invalid '{param}': {error['msg'].removeprefix('Value error, ')}."
 
 
 def _missing(_: Any, param: str) -> Described:
