@@ -47,6 +47,14 @@ def test_whole_answers_fit_the_sdk_and_our_own_document() -> None:
     assert chat["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, "source": "provider"}
 
 
+def test_a_providers_details_stand_in_the_usage() -> None:
+    usage = USAGE.model_copy(update={"details": {"prompt_tokens_details": {"cached_tokens": 1}}})
+    parsed = ChatCompletion.model_validate(answer().whole(completed(usage=usage))).usage
+    assert parsed is not None
+    assert parsed.prompt_tokens_details is not None
+    assert (parsed.prompt_tokens_details.cached_tokens, parsed.total_tokens) == (1, 5)
+
+
 def test_an_answer_of_tool_calls_has_no_content() -> None:
     message = answer().whole(completed("", message={"tool_calls": [{"id": "1"}], "role": "robot"}))["choices"][0]["message"]
     assert (message["role"], message["content"], message["tool_calls"]) == ("assistant", None, [{"id": "1"}])

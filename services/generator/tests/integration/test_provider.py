@@ -67,6 +67,14 @@ async def test_a_chat_is_streamed_with_the_providers_usage(upstream: Any, provid
     assert upstream.headers[0]["authorization"] == "Bearer sk-secret"
 
 
+async def test_the_details_of_the_usage_come_along(upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
+    details = {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 2}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 5, **details, "completion_tokens_odd": 1}
+    upstream.streams(upstream.said("ok"), upstream.finished(), upstream.event(choices=[], usage=usage), b"data: [DONE]\n\n")
+    found = await pieces(provider, leased_job("up"))
+    assert found[-1].figures == TokenFigures(11, 5, "provider", details)
+
+
 async def test_the_request_is_passed_on_whole(upstream: Any, provider: OpenAICompatibleProvider, leased_job: LeaseJob) -> None:
     upstream.streams_well("ok")
     message = ChatMessage(

@@ -150,6 +150,10 @@ class Usage(Record):
     prompt_tokens: Annotated[int, Field(ge=0)]
     completion_tokens: Annotated[int, Field(ge=0)]
     source: UsageSource
+    details: Annotated[
+        dict[str, dict[str, JsonValue]] | None,
+        Field(description="A provider's prompt_tokens_details and completion_tokens_details, such as cached and reasoning tokens."),
+    ] = None
 
 
 class FurtherChoice(Record):

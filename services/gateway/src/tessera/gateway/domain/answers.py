@@ -174,4 +174,5 @@ def usage_object(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": total,
         "source": usage.source,
+        **(usage.details or {}),
     }

@@ -132,7 +132,12 @@ def usage_of(ready: GenerationReady, transcript: Transcript, completion_tokens: 
     """
     figures = transcript.figures
     if figures is not None:
-        return Usage(prompt_tokens=figures.prompt_tokens, completion_tokens=figures.completion_tokens, source=figures.source)
+        return Usage(
+            prompt_tokens=figures.prompt_tokens,
+            completion_tokens=figures.completion_tokens,
+            source=figures.source,
+            details=dict(figures.details) or None,
+        )
     exact = (
         ready.request.model.exact
         and ready.prompt.source == "counted"

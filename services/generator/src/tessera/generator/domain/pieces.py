@@ -23,6 +23,7 @@ class TokenFigures:
     prompt_tokens: int
     completion_tokens: int
     source: UsageSource
+    details: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

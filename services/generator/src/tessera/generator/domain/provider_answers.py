@@ -21,6 +21,7 @@ DONE: Final = b"[DONE]"
 _KNOWN_TOP_LEVEL: Final = frozenset({"id", "object", "created", "model", "choices", "usage", "error", "system_fingerprint", "service_tier"})
 _KNOWN_IN_MESSAGE: Final = frozenset({"role", "content"})
 _FINISH_REASONS: Final = frozenset(get_args(FinishReason))
+_USAGE_DETAILS: Final = ("prompt_tokens_details", "completion_tokens_details")
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAXIMUM_MESSAGE: Final = 500
 
@@ -91,7 +92,8 @@ def _figures(usage: Any) -> TokenFigures | None:
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0):
         return None
-    return TokenFigures(prompt, completion, "provider")
+    details = {name: usage[name] for name in _USAGE_DETAILS if isinstance(usage.get(name), dict)}
+    return TokenFigures(prompt, completion, "provider", details)
 
 
 def error_in_stream(error: Any) -> Problem:
