@@ -1,6 +1,7 @@
 """Chat and completions through the official SDK, over a real gateway and a real log."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import openai
@@ -293,3 +294,23 @@ def test_a_chat_that_fails_is_not_stored(gateway: Any) -> None:
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="local/quote", messages=HELLO, store=True, metadata={"topic": "failed"})
         assert list(client.chat.completions.list(metadata={"topic": "failed"})) == []
+
+
+def test_an_end_that_nobody_waited_for_is_stored_from_the_log(gateway: Any) -> None:
+    held: list[Any] = []
+
+    def script(heard: Any) -> list[EventData]:
+        held.append(heard)
+        return [chunk(heard.data["generation_id"], 0, "first")] if len(held) == 1 else []
+
+    gateway.peer.on(GenerationRequested, script)
+    body = {"model": "local/quote", "messages": HELLO, "stream": True, "store": True, "metadata": {"topic": "repaired"}}
+    with gateway.http() as client:
+        with client.stream("POST", "/v1/chat/completions", json=body, headers={"Idempotency-Key": "left alone"}) as response:
+            next(line for line in response.iter_lines() if "first" in line)
+        generation = held[0].data["generation_id"]
+        path = f"/v1/chat/completions/chatcmpl-{generation}"
+        assert client.get(path).status_code == 404
+        gateway.peer.say(completed(generation, 0, "first"), partition=held[0].data["reply_partition"], correlation=held[0].attributes["id"])
+        stored = eventually_blocking(lambda: client.get(path).is_success and client.get(path).json(), timedelta(seconds=60))
+    assert (stored["choices"][0]["message"]["content"], stored["metadata"]) == ("first", {"topic": "repaired"})
