@@ -217,7 +217,7 @@ CALLS = (
     Call("GET", "/v1/nowhere", 404, "unknown_url"),
     Call("GET", "/", 404, "unknown_url"),
     Call("DELETE", "/v1/memories", 405, "method_not_allowed"),
-    Call("GET", _CHAT, 405, "method_not_allowed"),
+    Call("GET", "/v1/completions", 405, "method_not_allowed"),
     Call("POST", _CHAT, 404, "model_not_found", json={"model": "no/such", "messages": _HELLO}),
     Call("POST", "/v1/completions", 404, "model_not_found", json={"model": "no/such", "prompt": "hello"}),
     Call("POST", "/v1/embeddings", 404, "model_not_found", json={"model": "no/such", "input": "hello"}),
