@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 CHAT, COMPLETION = "remote/chat", "remote/text"
+KNOWN = "gpt-4o-mini"
+"""For clients that speak only to models whose names they know."""
 
 Document = dict[str, Any]
 
@@ -16,6 +18,17 @@ Document = dict[str, Any]
 def said(content: str, index: int = 0, **choice: Any) -> Document:
     """A chunk of a chat."""
     return {"choices": [{"index": index, "delta": {"content": content}, "finish_reason": None, **choice}]}
+
+
+def called(name: str, arguments: str) -> Document:
+    """A chunk of a chat that calls a tool."""
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}
+
+
+def completed(text: str, reason: str | None = None) -> Document:
+    """A chunk of a completion."""
+    return {"choices": [{"index": 0, "text": text, "finish_reason": reason}]}
 
 
 def ended(reason: str = "stop", index: int = 0) -> Document:
@@ -56,7 +69,7 @@ class Upstream:
 
     def settings(self) -> dict[str, str]:
         """What makes the generator offer its models."""
-        models = [{"id": CHAT, "exact": True}, {"id": COMPLETION, "capability": "completion"}]
+        models = [{"id": CHAT, "exact": True}, {"id": KNOWN}, {"id": COMPLETION, "capability": "completion"}]
         offered = {"name": "remote", "base_url": self.base_url, "models": models, "attempts": 1}
         return {"TESSERA_GENERATOR__PROVIDERS": json.dumps([offered])}
 

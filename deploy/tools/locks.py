@@ -5,7 +5,8 @@
 
 `requirements.lock` holds everything that development needs; each service, the client and the testkit have one of their
 own, for their image and for testing them alone; `deploy/docker/build.lock` builds wheels. Each begins with a hash of
-all dependency tables of the workspace.
+all dependency tables of the workspace. `tests/e2e/clients/requirements.lock` is for clients of other make, which live in an
+environment of their own and want other versions of the same packages; it begins with a hash of its `requirements.in`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tessera.local.setup import uv_program
 ROOT = Path(__file__).parents[2]
 _HEADER = "# dependency tables: sha256 "
 _MEMBERS = ("services/*", "libs/client", "libs/testkit")
+_CLIENTS = ROOT / "tests/e2e/clients/requirements.lock"
 _HOST = re.compile(r"https?://|--index-url|--extra-index-url|--find-links")
 
 
@@ -54,15 +56,33 @@ def write(uv: str) -> None:
         command = [uv, "export", "--quiet", "--format", "requirements-txt", "--no-emit-workspace", "--no-header", "--no-annotate", *scope]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         path.write_text(f"{_HEADER}{dependency_digest()}\n{done.stdout}", encoding="utf-8")
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--quiet",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+        "--no-header",
+        "--no-annotate",
+    ]
+    done = subprocess.run([*command, str(_CLIENTS.with_suffix(".in"))], check=True, capture_output=True, text=True)
+    _CLIENTS.write_text(f"{_HEADER}{_clients_digest()}\n{done.stdout}", encoding="utf-8")
+
+
+def _clients_digest() -> str:
+    return hashlib.sha256(_CLIENTS.with_suffix(".in").read_bytes()).hexdigest()
 
 
 def problems() -> list[str]:
     """What is wrong with the committed locks, one sentence each."""
     found = []
-    for path in lock_files():
+    for path, digest in {**dict.fromkeys(lock_files(), dependency_digest()), _CLIENTS: _clients_digest()}.items():
         name = path.relative_to(ROOT)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if not text.startswith(f"{_HEADER}{dependency_digest()}\n"):
+        if not text.startswith(f"{_HEADER}{digest}\n"):
             found.append(f"{name} is stale or missing: run `make lock`")
         if _HOST.search(text):
             found.append(f"{name} names a host")
