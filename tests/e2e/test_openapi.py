@@ -14,7 +14,8 @@ import pytest
 
 from tessera.testkit.platform import Platform
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+# A platform on another worker than the one that all share: they would take longer than everything else together.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("openapi")]
 
 HERE = Path(__file__).parent
 RANDOM = random.SystemRandom().randrange(2**32)
