@@ -37,9 +37,12 @@ class CarefulRoute(APIRoute):
 
 
 def _check_parameters(request: Request) -> None:
-    for name, value in (*request.path_params.items(), *request.query_params.items()):
+    for name, value in request.path_params.items():
         if not _storable(str(value)):
             raise _unstorable(name)
+    for name, value in request.query_params.multi_items():  # names too: the client chooses those of `metadata[…]`
+        if not (_storable(name) and _storable(value)):
+            raise _unstorable(name.partition("[")[0])
 
 
 def _checked_body(request: Request, body: bytes) -> Any:
