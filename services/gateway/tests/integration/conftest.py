@@ -151,6 +151,9 @@ def gateway(stack: Stack) -> Iterator[Gateway]:
         "TESSERA_GATEWAY__QUESTION_TIMEOUT_SECONDS": "3",
         "TESSERA_GATEWAY__BODY_TIMEOUT_SECONDS": "2",
         "TESSERA_GATEWAY__MAXIMUM_UPLOAD_BYTES": "2000000",
+        "TESSERA_GATEWAY__LIMITS__USER__REQUESTS_PER_MINUTE": "50",
+        "TESSERA_GATEWAY__LIMITS__USER__TOKENS_PER_MINUTE": "1000",
+        "TESSERA_GATEWAY__LIMITS__USER__CONCURRENT_STREAMS": "1",
     }
     process = ServiceProcess("gateway", stack, database, prefix, environment)
     peer = Peer(stack.kafka_bootstrap_servers, prefix)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -28,12 +29,13 @@ ITEM = {"type": "message", "conversation_id": "c", "role": "user", "content": "x
 
 @dataclass(frozen=True)
 class Exposed:
-    """A gateway whose Kafka is its own, and whose Postgres hangs on a wire."""
+    """A gateway whose Kafka is its own, and whose Postgres and Redis hang on wires."""
 
     process: ServiceProcess
     key: str
     kafka: Kafka
     wire: Wire
+    redis_wire: Wire
     folder: Path
     """Holds the folders of the object store and of the spool."""
 
@@ -99,7 +101,7 @@ def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder: Path = tmp_path_factory.mktemp("exposed")
     kafka = CopiedKafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
     database = new_database(stack, ["gateway"])
-    wire = Wire(database.settings("gateway").port)
+    wire, redis_wire = Wire(database.settings("gateway").port), Wire(urlsplit(stack.redis_url).port or 0)
     key = keys.generate("test").reveal()
     environment = {
         "TESSERA_GATEWAY__BOOTSTRAP_KEY": key,
@@ -111,6 +113,8 @@ def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "TESSERA__OBJECTS__BREAKER_RESET_SECONDS": "1",
         "TESSERA_GATEWAY__POSTGRES__PORT": str(wire.port),
         "TESSERA__POSTGRES__PORT": str(wire.port),
+        "TESSERA__REDIS__URL": f"redis://127.0.0.1:{redis_wire.port}/0",
+        "TESSERA_GATEWAY__LIMITS__KEY__REQUESTS_PER_MINUTE": "100000",
     }
     process = ServiceProcess("gateway", stack, database, "", environment)
     try:
@@ -119,10 +123,11 @@ def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         asyncio.run(ensure_all(KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, keyed_partitions=4), tenants=["default"]))
         process.start()
         process.wait_ready()
-        yield Exposed(process, key, kafka, wire, folder)
+        yield Exposed(process, key, kafka, wire, redis_wire, folder)
     finally:
         process.stop()
         wire.cut()
+        redis_wire.cut()
         database.drop()
         kafka.stop()
 
@@ -140,6 +145,22 @@ def test_without_postgres_known_keys_go_on_a_while_and_the_rest_is_503(exposed: 
     exposed.wire.mend()
     eventually_blocking(lambda: exposed.request("GET", "/v1/tenants").status_code == 200, PATIENCE)
     eventually_blocking(lambda: exposed.ready().get("postgres") == "up" and exposed.breaker("postgres") == 0.0, PATIENCE)
+
+
+def test_without_redis_nobody_is_limited_and_afterwards_use_is_counted_again(exposed: Exposed) -> None:
+    def counted() -> bool:
+        answer = exposed.request("GET", "/v1/models")
+        assert answer.status_code == 200, answer.text
+        return "x-ratelimit-remaining-requests" in answer.headers
+
+    assert counted()
+    exposed.redis_wire.cut()
+    assert not counted()
+    eventually_blocking(lambda: not counted() and exposed.breaker("redis") == 1.0, PATIENCE)
+    eventually_blocking(lambda: exposed.ready().get("redis") == "down" and exposed.health()["status"] == "degraded", PATIENCE)
+    exposed.redis_wire.mend()
+    eventually_blocking(lambda: counted() and exposed.breaker("redis") == 0.0, PATIENCE)
+    exposed.serves()
 
 
 def test_without_kafka_nothing_is_accepted_and_afterwards_all_goes_on(exposed: Exposed) -> None:

@@ -7,6 +7,7 @@ from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
+from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
@@ -20,13 +21,14 @@ from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
+from tessera.gateway.handlers.limiting import Gate
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.gateway.settings import GatewaySettings
-from tessera.resilience import RetryPolicy, retrying
-from tessera.storage import ObjectStore
+from tessera.resilience import Breaker, RetryPolicy, retrying
+from tessera.storage import ObjectStore, redis_client
 
 _PATIENT = RetryPolicy(attempts=None, maximum=timedelta(seconds=2))
 
@@ -75,11 +77,25 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         decisions=PostgresDecisions(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
         ready=ready,
+        gate=_gate(runtime),
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
         patience=timedelta(seconds=settings.question_timeout_seconds),
         key_environment=settings.key_environment,
         instance=settings.instance,
     )
+
+
+def _gate(runtime: Runtime[GatewaySettings]) -> Gate:
+    """Redis is asked only where something is limited."""
+    allowances = runtime.settings.limits.allowances
+    if not allowances:
+        return Gate()
+    redis = redis_client(runtime.settings.redis)
+    breaker = Breaker("redis", failure_threshold=3, reset_after=timedelta(seconds=5))
+    counters = RedisCounters(redis, breaker)
+    runtime.add_dependency("redis", required=False, check=counters.check, breaker=breaker)
+    runtime.on_close(redis.aclose)
+    return Gate(counters, allowances)
 
 
 async def _nothing() -> None:

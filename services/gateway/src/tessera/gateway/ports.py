@@ -12,6 +12,7 @@ from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.backlog import Place, Waiting
 from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.limits import Holder, Standing, Window
 from tessera.gateway.domain.spool import AcceptedEvent
 
 Outcome = Literal["replayed", "discarded"]
@@ -332,4 +333,32 @@ class Decisions(Protocol):
 
     async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
         """Remembers a decision, unless there is one: the first stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place among the concurrent streams of a holder."""
+
+    holder: Holder
+    limit: int
+
+
+class Counters(Protocol):
+    """Counts that every replica shares. What cannot be reached refuses nobody: the methods answer None then."""
+
+    async def standings(self, windows: Sequence[Window]) -> Sequence[Standing] | None:
+        """How each window stands, in the order given."""
+        ...
+
+    async def take(self, windows: Sequence[Window], cost: int) -> Sequence[bool] | None:
+        """Counts `cost` in each window that has room for it, and says which had."""
+        ...
+
+    async def enter(self, seats: Sequence[Seat], stream_id: str, longest: timedelta) -> Seat | None:
+        """Takes a seat of each, or none: the answer is one that has no room. A seat is given back by `leave`, or after `longest`."""
+        ...
+
+    async def leave(self, seats: Sequence[Seat], stream_id: str) -> None:
+        """Gives them back. May be called again."""
         ...

@@ -1,5 +1,6 @@
 """What an operator can set for the gateway."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Self
 
@@ -9,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.limits import Allowance, Scope
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -43,6 +45,54 @@ class SpoolSettings(BaseModel):
         return self
 
 
+class AllowanceSettings(BaseModel):
+    """What each of a kind may use. Without a value nothing is counted (docs/limits.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Prompt and answer together."""
+    concurrent_streams: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        """Compose files give an empty value where there is none."""
+        return None if value == "" else value
+
+    @property
+    def allowance(self) -> Allowance:
+        """As the gate takes it."""
+        return Allowance(**self.model_dump())
+
+
+class LimitSettings(BaseModel):
+    """Limits, counted in Redis over every replica. Each caller has to be within all of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ip: AllowanceSettings = Field(default_factory=AllowanceSettings)
+    """Of each client address; requests count before their key is known. Behind a proxy name it in FORWARDED_ALLOW_IPS."""
+    key: AllowanceSettings = Field(default_factory=AllowanceSettings)
+    """Of each API key."""
+    user: AllowanceSettings = Field(default_factory=AllowanceSettings)
+    """Of each `safety_identifier`, else `user`, that a generation of a tenant names."""
+    tenant: AllowanceSettings = Field(default_factory=AllowanceSettings)
+    """Of each tenant."""
+
+    @property
+    def allowances(self) -> Mapping[Scope, Allowance]:
+        """Those that limit something."""
+        every: Mapping[Scope, Allowance] = {
+            "ip": self.ip.allowance,
+            "key": self.key.allowance,
+            "user": self.user.allowance,
+            "tenant": self.tenant.allowance,
+        }
+        return {scope: allowance for scope, allowance in every.items() if allowance != Allowance()}
+
+
 class GatewaySettings(ServiceSettings, service="gateway"):
     """The gateway's settings, on top of those that every service has."""
 
@@ -74,6 +124,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     stored_completions_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
     """How long a chat with `store` is kept."""
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 

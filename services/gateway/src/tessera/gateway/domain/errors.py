@@ -37,18 +37,32 @@ _STATUS_OF_CODE: Final = {
 
 
 class ApiError(TesseraError):
-    """An answer other than 2xx. `param` names the part of the request that is wrong, in OpenAI's notation (`messages[0].role`)."""
+    """An answer other than 2xx.
 
-    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, retry_after: timedelta | None = None) -> None:
+    `param` names the part of the request that is wrong, in OpenAI's notation (`messages[0].role`); `cause` what there was too much of,
+    which the live API gives as the type of a 429.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: timedelta | None = None,
+        cause: str | None = None,
+    ) -> None:
         super().__init__(message, code=code)
         self.status = status
         self.param = param
         self.retry_after = retry_after
+        self.cause = cause
 
     @property
     def type(self) -> str:
         """OpenAI's coarse class of the error."""
-        return error_type(self.status)
+        return self.cause or error_type(self.status)
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The error object, all four keys."""

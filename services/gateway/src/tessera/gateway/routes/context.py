@@ -12,9 +12,11 @@ from tessera.gateway.domain import errors
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
+from tessera.gateway.domain.limits import Holder
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
+from tessera.gateway.handlers.limiting import Gate, Use
 from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
 from tessera.telemetry import bound
 
@@ -37,6 +39,7 @@ class Rooms:
     """Whether this replica can serve, and the word for it."""
     handoff: Handoff
     tokens: Tokens
+    gate: Gate = field(default_factory=Gate)
     models: ModelDirectory = field(default_factory=ModelDirectory)
     statuses: StatusDirectory = field(default_factory=StatusDirectory)
     generation: Limits = field(default_factory=Limits)
@@ -54,6 +57,7 @@ class Caller:
     principal: Principal
     call: Call
     rooms: Rooms
+    use: Use = field(default_factory=Use)
 
     @property
     def tenant_id(self) -> str:
@@ -74,14 +78,18 @@ class Require:
     scope: str
 
     async def __call__(self, request: Request, _: Annotated[Any, Depends(_scheme)] = None) -> Caller:
-        """Raises ApiError 401 or 403."""
+        """Raises ApiError 401, 403 or 429."""
         rooms = rooms_of(request)
+        request.state.use = use = Use()
+        if request.client is not None:
+            await rooms.gate.admit(use, Holder("ip", request.client.host))
         principal = await rooms.authenticator.principal(request.headers.get("authorization"))
         if self.scope not in principal.scopes:
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
+        await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
-        return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms)
+        return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use)
 
 
 Inference = Annotated[Caller, Depends(Require("inference"))]

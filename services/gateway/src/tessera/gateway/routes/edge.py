@@ -147,6 +147,9 @@ def _decorating(exchange: _Exchange, send: Send) -> Send:
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers[REQUEST_ID] = exchange.request_id
+            use = exchange.scope["state"].get("use")
+            for name, value in use.headers().items() if use else ():
+                headers[name] = value
             headers["openai-processing-ms"] = str(round(exchange.elapsed_ms))
         await send(message)
 

@@ -1,18 +1,21 @@
 """`/v1/chat/completions` and `/v1/completions`."""
 
 import time
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tessera.contracts import body_digest
+from tessera.contracts import body_digest, uuid7
 from tessera.contracts.events import Capability, GenerationRequested, ModelReference
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
+from tessera.gateway.domain.assembly import Ending
 from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.domain.limits import Holder, estimated_tokens
 from tessera.gateway.handlers import texts
 from tessera.gateway.handlers.consistency import awaited
-from tessera.gateway.handlers.generations import Generation, claimed, generation_id
+from tessera.gateway.handlers.generations import Generation, Keep, claimed, generation_id
 from tessera.gateway.handlers.stored import Keeper, begun
 from tessera.gateway.ports import Claim, Since
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
@@ -48,6 +51,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a chat, streamed or not. With `tessera.memory` the answer is grounded on recalled memories."""
     model = _model(caller, body, "chat")
+    await _admit(request, caller, body)
     accepted = _accepted(caller, body, model, idempotency_key, messages=body.checked_messages())
     return await _respond(request, caller, body, accepted, form="chat", keyed=idempotency_key is not None)
 
@@ -56,6 +60,7 @@ async def create_chat_completion(
 async def create_completion(body: CompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None) -> Response:
     """Continue a text, streamed or not."""
     model = _model(caller, body, "completion")
+    await _admit(request, caller, body)
     prompt = body.one_prompt()
     if not isinstance(prompt, str):
         prompt = await texts.decode_given(caller.rooms.log, model.encoding, prompt, caller.call, param="prompt")
@@ -67,6 +72,13 @@ def _model(caller: Caller, body: GenerationBody, capability: Capability) -> Mode
     model = caller.rooms.models.offering(body.model, capability).declaration.model
     body.check(model)
     return model
+
+
+async def _admit(request: Request, caller: Caller, body: GenerationBody) -> None:
+    """Counts the request for its user, and what it may use for everybody. Raises ApiError 429."""
+    if (user := body.end_user()) is not None:
+        await caller.rooms.gate.admit(caller.use, Holder("user", f"{caller.tenant_id}\x00{user}"))
+    await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), body.most_generated()))
 
 
 def _accepted(
@@ -94,11 +106,25 @@ async def _respond(
     created = int(claim.created_at.timestamp() if claim else time.time())
     answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
     keeper = await _keeper(caller, body, answer, accepted, claim)
-    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=keeper.keep if keeper else None)
+    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=_ended(caller, keeper))
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer, keeper))
-    await _open(generation, keeper)
-    return EventStream(generation, generation.frames(StreamedAnswer(answer)))
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(rooms.gate.streaming(caller.use, uuid7().hex, rooms.generation.timeout))
+        await _open(generation, keeper)
+        return EventStream(generation, generation.frames(StreamedAnswer(answer)), held.pop_all())
+
+
+def _ended(caller: Caller, keeper: Keeper | None) -> Keep:
+    """What is done with the end before anybody is given it."""
+
+    async def ended(ending: Ending) -> None:
+        if keeper is not None:
+            await keeper.keep(ending)
+        if ending.usage is not None:
+            await caller.rooms.gate.settle(caller.use, ending.usage.prompt_tokens + ending.usage.completion_tokens)
+
+    return ended
 
 
 async def _keeper(

@@ -57,8 +57,8 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
     extra = dict(headers or {})
     if error.retry_after is not None:
         extra["retry-after"] = str(max(1, round(error.retry_after.total_seconds())))
-    if error.status == 409:
-        # The SDKs repeat a 409 by themselves, and no repeat of the same request can succeed.
+    if error.status == 409 or (error.status == 429 and error.retry_after is None):
+        # The SDKs repeat both by themselves, and no repeat of the same request can succeed.
         extra["x-should-retry"] = "false"
     if error.status == 401:
         extra["www-authenticate"] = "Bearer"

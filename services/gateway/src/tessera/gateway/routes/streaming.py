@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -17,20 +18,25 @@ CLIENT_GONE: Final = ApiError(499, "client_disconnected", "The client left befor
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of a generation; however the response ends, the generation is closed, and cancelled if it had not ended."""
+    """Server-sent events of a generation; however the response ends, the generation is closed, and cancelled if it had not ended.
 
-    def __init__(self, generation: Generation, frames: AsyncIterator[bytes]) -> None:
+    Then `held` is given back.
+    """
+
+    def __init__(self, generation: Generation, frames: AsyncIterator[bytes], held: AsyncExitStack) -> None:
         super().__init__(
             frames, media_type="text/event-stream", headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
         )
         self._generation = generation
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._generation.close()
+        async with self._held:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await self._generation.close()
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -6,11 +6,12 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from tessera.contracts.events import EmbeddingCompleted, TokenizationCompleted
 from tessera.gateway.domain.directories import DeclaredModel
 from tessera.gateway.domain.errors import ApiError, unsupported
+from tessera.gateway.domain.limits import estimated_tokens
 from tessera.gateway.handlers import texts
 from tessera.gateway.routes.context import Caller, Inference
 from tessera.gateway.routes.reading import CarefulRoute
@@ -56,10 +57,12 @@ async def delete_model(model: str, caller: Inference) -> ModelDeletedView:
 
 
 @router.post("/v1/embeddings")
-async def create_embedding(body: EmbeddingBody, caller: Inference) -> EmbeddingList:
+async def create_embedding(body: EmbeddingBody, request: Request, caller: Inference) -> EmbeddingList:
     """Vectors of unit length."""
     caller.rooms.models.offering(body.model, "embedding")
+    await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), None))
     completed = await texts.embed(caller.rooms.log, body.model, await _inputs(caller, body), caller.call)
+    await caller.rooms.gate.settle(caller.use, sum(completed.token_counts))
     if body.dimensions is not None and body.dimensions != len(completed.vectors[0]):
         raise unsupported("dimensions", f"The vectors of '{body.model}' have {len(completed.vectors[0])} dimensions.")
     return _embedding_list(completed, body)

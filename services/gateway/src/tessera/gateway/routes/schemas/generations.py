@@ -151,6 +151,14 @@ class GenerationBody(Body):
         """The most tokens to generate."""
         return self.max_tokens
 
+    def most_generated(self) -> int | None:
+        """The most tokens of all choices together; None where the request does not say."""
+        return None if self.token_limit is None else self.token_limit * (self.n or 1)
+
+    def end_user(self) -> str | None:
+        """Who asks, in the words of the tenant's application."""
+        return self.user
+
     def grounding(self) -> MemoryGrounding | None:
         """What to recall; None where memory is not asked."""
         options = self.tessera.memory if self.tessera else None
@@ -316,6 +324,10 @@ class ChatCompletionBody(GenerationBody):
     def token_limit(self) -> int | None:
         """Its newer name counts too."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def end_user(self) -> str | None:
+        """`safety_identifier` has taken the place of `user` in the published API."""
+        return self.user if self.safety_identifier is None else self.safety_identifier
 
     def check(self, model: ModelReference) -> None:
         """Raises ApiError 400 for what this model's path cannot honour."""

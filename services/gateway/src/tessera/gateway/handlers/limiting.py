@@ -1,0 +1,100 @@
+"""Who may go on, and what it counts for: requests, tokens and streams of an address, a key, a user and a tenant."""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from tessera.gateway.domain import limits
+from tessera.gateway.domain.limits import Allowance, Holder, Resource, Scope, Standing
+from tessera.gateway.ports import Counters, Seat
+
+
+@dataclass
+class Use:
+    """What one request has been counted for, and how its callers stood then."""
+
+    holders: tuple[Holder, ...] = ()
+    standings: list[Standing] = field(default_factory=list)
+    tokens: int = 0
+
+    def headers(self) -> dict[str, str]:
+        """What its answer tells the client."""
+        return limits.headers(self.standings)
+
+
+class Gate:
+    """Counts before anything is begun. Without counters, or while they cannot be reached, everybody is let through uncounted."""
+
+    def __init__(self, counters: Counters | None = None, allowances: Mapping[Scope, Allowance] | None = None) -> None:
+        self._counters = counters
+        self._allowances = dict(allowances or {})
+
+    async def admit(self, use: Use, *holders: Holder) -> None:
+        """One request of each. Raises ApiError 429; what is refused is not counted."""
+        use.holders += holders
+        await self._take(use, holders, "requests", 1)
+
+    async def reserve(self, use: Use, tokens: int) -> None:
+        """What a generation is expected to use, of each holder. Raises ApiError 429; what is refused is not counted."""
+        await self._take(use, use.holders, "tokens", tokens)
+        use.tokens = tokens
+
+    async def settle(self, use: Use, tokens: int) -> None:
+        """Counts what a generation used beyond its reservation, as far as there is room: what is over a full window is forgiven."""
+        windows = limits.windows(self._allowances, use.holders, "tokens")
+        beyond = tokens - use.tokens
+        if self._counters is None or not windows or beyond <= 0:
+            return
+        use.tokens = tokens
+        for standing in await self._counters.standings(windows) or ():
+            if cost := min(beyond, standing.remaining):
+                await self._counters.take([standing.window], cost)
+
+    @asynccontextmanager
+    async def streaming(self, use: Use, stream_id: str, longest: timedelta) -> AsyncIterator[None]:
+        """A seat among the streams of each holder. Raises ApiError 429 where one has none left."""
+        seats = self._seats(use.holders)
+        counters = self._counters
+        if counters is None or not seats:
+            yield
+            return
+        if (full := await counters.enter(seats, stream_id, longest)) is not None:
+            raise limits.too_many_streams(full.holder, full.limit)
+        try:
+            yield
+        finally:
+            await counters.leave(seats, stream_id)
+
+    async def _take(self, use: Use, holders: Iterable[Holder], resource: Resource, cost: int) -> None:
+        windows = limits.windows(self._allowances, holders, resource)
+        if self._counters is None or not windows:
+            return
+        standings = await self._counters.standings(windows)
+        if standings is None:
+            return
+        use.standings += standings
+        _check(standings, cost)
+        taken = await self._counters.take(windows, cost)
+        if taken is not None and not all(taken):  # others came in between
+            _check([_emptied(standing) for standing, had in zip(standings, taken, strict=True) if not had], cost)
+        del use.standings[-len(standings) :]
+        use.standings += [_less(standing, cost) for standing in standings]
+
+    def _seats(self, holders: Iterable[Holder]) -> Sequence[Seat]:
+        found = ((holder, self._allowances.get(holder.scope, Allowance()).concurrent_streams) for holder in holders)
+        return [Seat(holder, limit) for holder, limit in found if limit is not None]
+
+
+def _check(standings: Sequence[Standing], cost: int) -> None:
+    short = limits.tightest(standing for standing in standings if standing.remaining < cost)
+    if short is not None:
+        raise limits.exceeded(short, cost)
+
+
+def _emptied(standing: Standing) -> Standing:
+    return Standing(standing.window, 0, standing.reset_after)
+
+
+def _less(standing: Standing, cost: int) -> Standing:
+    return Standing(standing.window, max(0, standing.remaining - cost), standing.reset_after)
