@@ -35,7 +35,7 @@ TESTS: Mapping[tuple[str, str], tuple[str, ...]] = {
         "tests/chaos/test_hand_off.py::test_a_full_disk_is_503_and_what_it_took_arrives",
     ),
     ("gateway", "Postgres (required)"): (f"{_GATEWAY}::test_without_postgres_known_keys_go_on_a_while_and_the_rest_is_503",),
-    ("gateway", "Redis (optional; asked only where something is limited)"): (f"{_GATEWAY}::test_without_redis_nobody_is_limited_and_afterwards_use_is_counted_again",),
+    ("gateway", "Redis (optional)"): (f"{_GATEWAY}::test_without_redis_nobody_is_limited_and_afterwards_use_is_counted_again",),
     ("gateway", "object store (optional)"): (f"{_GATEWAY}::test_without_the_object_store_uploads_are_503_and_the_rest_goes_on",),
     ("gateway", "the service that answers"): (
         f"{_GATEWAY}::test_a_service_that_does_not_answer_is_a_504",

@@ -72,6 +72,53 @@ def test_a_second_tenant_gets_topics_an_event_and_keys_of_its_own(gateway: Any) 
         assert (refused.status_code, error_of(refused)["code"]) == (403, "missing_scope")
 
 
+def test_a_key_is_rotated_and_the_secret_before_lives_on_for_its_grace(gateway: Any) -> None:
+    def opens(text: str) -> bool:
+        with gateway.http(key=text) as client:
+            return bool(client.get("/v1/models").status_code == 200)
+
+    with gateway.http() as operator:
+        first = new_key(operator, name="long-lived", scopes=["inference"])
+        second = operator.post(f"/v1/keys/{first['id']}/rotate").raise_for_status().json()
+        assert (second["id"], second["scopes"]) == (first["id"], ["inference"])
+        assert datetime.fromisoformat(second["former_until"]) > datetime.now(UTC) + timedelta(hours=23)
+        assert [opens(key["key"]) for key in (first, second)] == [True, True]
+        third = operator.post(f"/v1/keys/{first['id']}/rotate", json={"grace_seconds": 1}).raise_for_status().json()
+        assert [opens(key["key"]) for key in (first, third)] == [False, True]
+        eventually_blocking(lambda: not opens(second["key"]))
+        assert opens(third["key"])
+        operator.delete(f"/v1/keys/{first['id']}").raise_for_status()
+        revoked = operator.post(f"/v1/keys/{first['id']}/rotate")
+        assert (revoked.status_code, error_of(revoked)["code"]) == (404, "key_not_found")
+        assert not opens(third["key"])
+
+
+def test_the_last_use_of_a_key_is_known(gateway: Any) -> None:
+    began = datetime.now(UTC)
+    with gateway.http() as operator:
+        key = new_key(operator, name="watched", scopes=["inference"])
+
+        def last_used() -> Any:
+            (found,) = [entry for entry in _keys(operator) if entry["id"] == key["id"]]
+            return found["last_used_at"]
+
+        assert last_used() is None
+        with gateway.http(key=key["key"]) as holder:
+            assert holder.get("/v1/models").status_code == 200
+        assert datetime.fromisoformat(eventually_blocking(last_used)) >= began
+
+
+def _keys(operator: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after: str | None = None
+    while True:
+        page = operator.get("/v1/keys", params={"limit": 200, **({"after": after} if after else {})}).json()
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+        after = page["next_cursor"]
+
+
 def test_a_revoked_key_and_an_expired_key_open_nothing(gateway: Any) -> None:
     with gateway.http() as client:
         revoked = new_key(client, name="short-lived")

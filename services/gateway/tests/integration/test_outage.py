@@ -101,7 +101,8 @@ def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder: Path = tmp_path_factory.mktemp("exposed")
     kafka = CopiedKafka(folder / "kafka", ports["broker"], ports["controller"], cached_distribution(), KafkaLimits(heap_megabytes=256))
     database = new_database(stack, ["gateway"])
-    wire, redis_wire = Wire(database.settings("gateway").port), Wire(urlsplit(stack.redis_url).port or 0)
+    redis_port = urlsplit(stack.redis_url).port or 0
+    wire, redis_wire = Wire(database.settings("gateway").port), Wire(redis_port)
     key = keys.generate("test").reveal()
     environment = {
         "TESSERA_GATEWAY__BOOTSTRAP_KEY": key,
@@ -113,7 +114,7 @@ def exposed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "TESSERA__OBJECTS__BREAKER_RESET_SECONDS": "1",
         "TESSERA_GATEWAY__POSTGRES__PORT": str(wire.port),
         "TESSERA__POSTGRES__PORT": str(wire.port),
-        "TESSERA__REDIS__URL": f"redis://127.0.0.1:{redis_wire.port}/0",
+        "TESSERA__REDIS__URL": stack.redis_url.replace(f":{redis_port}", f":{redis_wire.port}"),
         "TESSERA_GATEWAY__LIMITS__KEY__REQUESTS_PER_MINUTE": "100000",
     }
     process = ServiceProcess("gateway", stack, database, "", environment)

@@ -105,6 +105,9 @@ class MemoryStore:
 
     tenants: dict[str, Tenant] = field(default_factory=dict)
     keys: dict[str, tuple[KeyDescription, bytes]] = field(default_factory=dict)
+    former: dict[str, bytes] = field(default_factory=dict)
+    used: dict[str, datetime] = field(default_factory=dict)
+    away: Exception | None = None
     looked_up: int = 0
 
     async def find(self, key_id: str) -> StoredKey | None:
@@ -113,7 +116,15 @@ class MemoryStore:
             return None
         description, digest = self.keys[key_id]
         return StoredKey(
-            description.tenant_id, key_id, digest, frozenset(description.scopes), description.expires_at, description.revoked_at
+            description.tenant_id,
+            key_id,
+            digest,
+            frozenset(description.scopes),
+            description.expires_at,
+            description.revoked_at,
+            self.former.get(key_id),
+            description.former_until,
+            description.allowance,
         )
 
     async def create(self, tenant: Tenant, request_id: str | None) -> bool:
@@ -128,6 +139,18 @@ class MemoryStore:
 
     async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> "list[KeyDescription]":
         return [description for description, _ in self.keys.values()][:limit]
+
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+        if key_id not in self.keys:
+            return None
+        description, self.former[key_id] = self.keys[key_id]
+        self.keys[key_id] = (replace(description, former_until=former_until), digest)
+        return self.keys[key_id][0]
+
+    async def used_keys(self, moments: Mapping[str, datetime]) -> None:
+        if self.away is not None:
+            raise self.away
+        self.used |= moments
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
         return self.keys.pop(key_id, None) is not None

@@ -1,13 +1,15 @@
 """The cache of keys."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from tessera.contracts.errors import RetryableError
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
-from tessera.gateway.handlers.access import CACHED_KEYS, KeyCache, bootstrap
+from tessera.gateway.handlers.access import CACHED_KEYS, KeyCache, LastUses, bootstrap
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +32,34 @@ async def test_another_secret_with_a_known_id_is_refused(desk: Any) -> None:
     forged = keys.ApiKey(known.environment, known.id, keys.generate("test").secret)
     with pytest.raises(ApiError, match="Incorrect"):
         await desk.rooms.authenticator.principal(f"Bearer {forged.reveal()}")
+
+
+async def test_a_rotated_key_opens_at_once_where_the_old_one_is_remembered(desk: Any) -> None:
+    """Another replica rotates: this one has the row before in its cache."""
+    authenticator, here = desk.rooms.authenticator, keys.parse(desk.key)
+    assert here is not None
+    await authenticator.principal(f"Bearer {desk.key}")
+    renewed = keys.ApiKey(here.environment, here.id, keys.new_secret())
+    now = datetime.now(UTC)
+    await desk.store.rotate_key(here.id, authenticator.digest(renewed.secret), now, now + timedelta(seconds=60))
+    for presented in (renewed, here):
+        assert (await authenticator.principal(f"Bearer {presented.reveal()}")).key_id == here.id
+
+
+async def test_uses_are_written_once_and_again_where_that_failed(desk: Any) -> None:
+    uses = LastUses(desk.store, desk.rooms.authenticator)
+    await uses.once()
+    assert desk.store.used == {}
+    principal = await desk.rooms.authenticator.principal(f"Bearer {desk.key}")
+    desk.store.away = RetryableError("away")
+    with pytest.raises(RetryableError):
+        await uses.once()
+    desk.store.away = None
+    await uses.once()
+    assert set(desk.store.used) == {principal.key_id}
+    desk.store.used.clear()
+    await uses.once()
+    assert desk.store.used == {}
 
 
 def test_entries_grow_old_and_the_oldest_make_room() -> None:

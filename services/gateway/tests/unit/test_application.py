@@ -54,6 +54,7 @@ SCOPE_OF = {
     ("GET", "/v1/tenants"): "admin",
     ("POST", "/v1/keys"): "admin",
     ("GET", "/v1/keys"): "admin",
+    ("POST", "/v1/keys/{key_id}/rotate"): "admin",
     ("DELETE", "/v1/keys/{key_id}"): "admin",
     ("POST", "/v1/services/{service}/control"): "admin",
     ("GET", "/v1/status"): "admin",

@@ -46,10 +46,20 @@ def test_any_text_can_be_presented(text: str) -> None:
 @given(api_keys, api_keys, st.binary(min_size=1), st.binary(min_size=1))
 def test_only_the_secret_under_its_pepper_matches(key: ApiKey, other: ApiKey, pepper: bytes, another: bytes) -> None:
     stored = StoredKey("t", key.id, keys.digest(key.secret, pepper), frozenset())
-    assert keys.matches(key, stored, pepper)
-    assert keys.matches(other, stored, pepper) == (other.secret == key.secret)
+    assert keys.matches(key, stored, pepper, NOW)
+    assert keys.matches(other, stored, pepper, NOW) == (other.secret == key.secret)
     # HMAC pads short keys with zeros, so peppers that differ only in trailing zeros are the same.
-    assert keys.matches(key, stored, another) == (another.rstrip(b"\0") == pepper.rstrip(b"\0") or another == pepper)
+    assert keys.matches(key, stored, another, NOW) == (another.rstrip(b"\0") == pepper.rstrip(b"\0") or another == pepper)
+
+
+@pytest.mark.parametrize(("former_until", "opens"), [(NOW + timedelta(seconds=1), True), (NOW, False), (NOW - timedelta(days=1), False)])
+def test_the_secret_before_a_rotation_opens_until_its_time_is_over(former_until: datetime, opens: bool) -> None:
+    former, current, stranger = (keys.generate("test") for _ in range(3))
+    digests = [keys.digest(key.secret, b"p") for key in (current, former)]
+    stored = StoredKey("t", current.id, digests[0], frozenset(), former_digest=digests[1], former_until=former_until)
+    assert keys.matches(current, stored, b"p", NOW)
+    assert keys.matches(former, stored, b"p", NOW) == opens
+    assert not keys.matches(stranger, stored, b"p", NOW)
 
 
 def test_a_new_key_is_new_and_hides_its_secret() -> None:

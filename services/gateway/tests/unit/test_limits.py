@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from tessera.gateway.domain import limits
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.limits import Allowance, Holder, Standing, Window
 from tessera.gateway.handlers.limiting import Gate, Use
-from tessera.gateway.ports import Seat
+from tessera.gateway.ports import Seat, Tenant
 
 pytestmark = pytest.mark.unit
 
@@ -203,6 +203,24 @@ async def test_another_key_of_the_tenant_has_an_allowance_of_its_own(desk: Any) 
         assert (await client.get("/v1/models")).status_code == 200
         assert (await client.get("/v1/models", headers={"authorization": f"Bearer {other}"})).status_code == 200
         assert (await client.get("/v1/models")).status_code == 429
+
+
+async def test_what_is_said_of_one_key_takes_the_place_of_what_is_said_of_all(desk: Any) -> None:
+    limited(desk, key=Allowance(requests_per_minute=1, concurrent_streams=9))
+    async with desk.client() as client:
+        body = {"name": "patient", "scopes": ["inference"], "limits": {"requests_per_minute": 2}}
+        desk.store.tenants["default"] = Tenant("default", "d", "active", datetime.now(UTC))
+        made = (await client.post("/v1/keys", json=body)).json()
+        assert made["limits"] == {"requests_per_minute": 2, "tokens_per_minute": None, "concurrent_streams": None}
+        headers = {"authorization": f"Bearer {made['key']}"}
+        assert [(await client.get("/v1/models", headers=headers)).status_code for _ in range(3)] == [200, 200, 429]
+
+
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 0}, {"requests": 5}, {"tokens_per_minute": "many"}])
+async def test_limits_that_mean_nothing_are_refused(desk: Any, limits: dict[str, Any]) -> None:
+    async with desk.client() as client:
+        answer = await client.post("/v1/keys", json={"limits": limits})
+    assert (answer.status_code, answer.json()["error"]["param"].partition(".")[0]) == (400, "limits")
 
 
 async def test_requests_without_a_good_key_count_for_their_address(desk: Any) -> None:

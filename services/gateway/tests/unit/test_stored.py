@@ -12,8 +12,8 @@ from tessera.contracts.errors import Problem, RetryableError
 from tessera.contracts.events import GenerationCompleted, GenerationFailed, Usage
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError
-from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.stored import Repair
+from tessera.gateway.workers import every
 
 pytestmark = pytest.mark.unit
 
@@ -142,7 +142,7 @@ async def test_the_loop_survives_a_look_that_fails(desk: Any) -> None:
             raise RetryableError("away")
 
     async with asyncio.timeout(5):
-        await stored.every(timedelta(milliseconds=1), Failing(desk.rooms.stored, desk.log, MONTH))(stopping)
+        await every(timedelta(milliseconds=1), Failing(desk.rooms.stored, desk.log, MONTH), "failed")(stopping)
     assert len(looks) == 2
 
 

@@ -125,6 +125,18 @@ def list_keys(context: Context, tenant_id: str | None) -> None:
     context.show({"data": found}, [f"{entry['id']} {entry['status']:<8} {entry['name']} [{' '.join(entry['scopes'])}]" for entry in found])
 
 
+@key.command("rotate")
+@click.argument("key_id")
+@click.option(
+    "--grace-seconds", type=click.IntRange(min=0), help="How long the secret that the key had still opens it; a day where absent."
+)
+@click.pass_obj
+def rotate_key(context: Context, key_id: str, grace_seconds: int | None) -> None:
+    """Give a key another secret and print it. It is shown this once."""
+    made = context.call(lambda client: client.rotate_key(key_id, grace_seconds=grace_seconds))
+    context.show(made, [made["key"]])
+
+
 @key.command("revoke")
 @click.argument("key_id")
 @click.pass_obj

@@ -113,6 +113,10 @@ class Tessera:
         """All keys of a tenant; of one's own where none is named."""
         return self._all("/v1/keys", _given(tenant_id=tenant_id))
 
+    def rotate_key(self, key_id: str, *, grace_seconds: int | None = None) -> Json:
+        """Gives a key another secret, in `key`, shown this once. The one it had lives for the grace: a day where it is not said."""
+        return self._request("POST", f"/v1/keys/{key_id}/rotate", repeatable=False, json=_given(grace_seconds=grace_seconds))
+
     def revoke_key(self, key_id: str) -> None:
         """Makes a key open nothing any more."""
         self._request("DELETE", f"/v1/keys/{key_id}")

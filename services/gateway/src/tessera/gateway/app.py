@@ -18,7 +18,7 @@ from tessera.gateway.domain import keys
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers import stored
-from tessera.gateway.handlers.access import Authenticator, bootstrap
+from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
@@ -50,7 +50,9 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     if settings.spool.folder is not None:
         _drain_spool(runtime, rooms.handoff)
     repair = stored.Repair(rooms.stored, rooms.log, timedelta(days=settings.stored_completions_days))
-    runtime.add_worker("stored completions", stored.every(timedelta(seconds=10), repair))
+    runtime.add_worker("stored completions", workers.every(timedelta(seconds=10), repair, "stored_completions_not_looked_at"))
+    uses = LastUses(rooms.tenants, rooms.authenticator)
+    runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     runtime.add_http_server(application(rooms, _edge_limits(settings)), settings.host, settings.port)
 
@@ -86,16 +88,13 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:
-    """Redis is asked only where something is limited."""
-    allowances = runtime.settings.limits.allowances
-    if not allowances:
-        return Gate()
+    """Redis is asked only about callers that are limited."""
     redis = redis_client(runtime.settings.redis)
     breaker = Breaker("redis", failure_threshold=3, reset_after=timedelta(seconds=5))
     counters = RedisCounters(redis, breaker)
     runtime.add_dependency("redis", required=False, check=counters.check, breaker=breaker)
     runtime.on_close(redis.aclose)
-    return Gate(counters, allowances)
+    return Gate(counters, runtime.settings.limits.allowances)
 
 
 async def _nothing() -> None:

@@ -12,7 +12,7 @@ from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.backlog import Place, Waiting
 from tessera.gateway.domain.keys import StoredKey
-from tessera.gateway.domain.limits import Holder, Standing, Window
+from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Standing, Window
 from tessera.gateway.domain.spool import AcceptedEvent
 
 Outcome = Literal["replayed", "discarded"]
@@ -51,6 +51,11 @@ class KeyDescription:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    allowance: Allowance = UNLIMITED
+    former_until: datetime | None = None
+    """Until when the secret before the last rotation opens what the key opens."""
+    last_used_at: datetime | None = None
+    """To half a minute."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,14 @@ class Tenants(Protocol):
 
     async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Sequence[KeyDescription]:
         """A tenant's keys by id, revoked ones included."""
+        ...
+
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+        """Another secret; the one it had lives until `former_until`, one before that no more. None for a key that opens nothing."""
+        ...
+
+    async def used_keys(self, moments: Mapping[str, datetime]) -> None:
+        """Remembers when keys were last used."""
         ...
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:

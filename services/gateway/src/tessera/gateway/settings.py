@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
-from tessera.gateway.domain.limits import Allowance, Scope
+from tessera.gateway.domain.limits import UNLIMITED, Allowance, Scope
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -90,7 +90,7 @@ class LimitSettings(BaseModel):
             "user": self.user.allowance,
             "tenant": self.tenant.allowance,
         }
-        return {scope: allowance for scope, allowance in every.items() if allowance != Allowance()}
+        return {scope: allowance for scope, allowance in every.items() if allowance != UNLIMITED}
 
 
 class GatewaySettings(ServiceSettings, service="gateway"):
@@ -121,6 +121,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """Longest wait for Kafka to confirm an event."""
     body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 30.0
     """Longest pause between two pieces of a request's body."""
+    last_used_seconds: Annotated[float, Field(gt=0, le=3_600)] = 30.0
+    """How often it is written down when keys were last used."""
     stored_completions_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
     """How long a chat with `store` is kept."""
     spool: SpoolSettings = Field(default_factory=SpoolSettings)

@@ -2,11 +2,47 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
+from tessera.contracts.errors import RetryableError
 from tessera.gateway.handlers.handoff import Handoff
+from tessera.resilience import CircuitOpenError
+from tessera.telemetry import get_logger
 
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+_log = get_logger(__name__)
+
+
+class Round(Protocol):
+    """Something that is done again and again."""
+
+    async def once(self) -> None:
+        """One round. Raises RetryableError or CircuitOpenError where it has to wait for the next."""
+        ...
+
+
+def every(pause: timedelta, work: Round, failed: str) -> Work:
+    """One round, then a pause. A round that fails is told as `failed`, and the next is tried."""
+
+    async def rounds(stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            try:
+                await work.once()
+            except (RetryableError, CircuitOpenError) as error:
+                _log.warning(failed, error=str(error))
+            await _paused(stopping, pause)
+
+    return rounds
+
+
+async def _paused(stopping: asyncio.Event, pause: timedelta) -> None:
+    try:
+        async with asyncio.timeout(pause.total_seconds()):
+            await stopping.wait()
+    except TimeoutError:
+        return
 
 
 def drain_spool(handoff: Handoff) -> Work:

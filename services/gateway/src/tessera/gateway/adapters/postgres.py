@@ -1,18 +1,23 @@
 """Tenants and keys in Postgres."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 
 from tessera.bus import Bus, Origin
 from tessera.contracts import derived_id
 from tessera.contracts.events import TenantChanged
 from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.limits import Allowance
 from tessera.gateway.ports import Claim, KeyDescription, Since, Tenant
 from tessera.storage import Database
 
-_FIND_KEY = text("SELECT tenant_id, id, digest, scopes, expires_at, revoked_at FROM find_key(:id)")
+_FIND_KEY = text("""
+    SELECT tenant_id, id, digest, scopes, expires_at, revoked_at, former_digest, former_until, limits FROM find_key(:id)
+""")
 _CLAIM = text("""
     INSERT INTO generations (tenant_id, id, body_digest, reply_partition, reply_offset)
     VALUES (:tenant_id, :id, :digest, :partition, :offset) ON CONFLICT DO NOTHING
@@ -25,14 +30,23 @@ _ADD_TENANT = text("""
     INSERT INTO tenants (tenant_id, name, state, created_at) VALUES (:id, :name, :state, :created_at) ON CONFLICT DO NOTHING
 """)
 _ADD_KEY = text("""
-    INSERT INTO api_keys (tenant_id, id, name, environment, digest, scopes, created_at, expires_at)
-    SELECT :tenant_id, :id, :name, :environment, :digest, :scopes, :created_at, :expires_at
+    INSERT INTO api_keys (tenant_id, id, name, environment, digest, scopes, created_at, expires_at, limits)
+    SELECT :tenant_id, :id, :name, :environment, :digest, :scopes, :created_at, :expires_at, CAST(:limits AS jsonb)
     WHERE EXISTS (SELECT 1 FROM tenants WHERE tenant_id = :tenant_id)
     ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, scopes = excluded.scopes WHERE api_keys.tenant_id = excluded.tenant_id
 """)
-_LIST_KEYS = text("""
-    SELECT tenant_id, id, name, environment, scopes, created_at, expires_at, revoked_at FROM api_keys
-    WHERE tenant_id = :tenant_id AND id > :after ORDER BY id LIMIT :limit
+_KEY: Final = "tenant_id, id, name, environment, scopes, created_at, expires_at, revoked_at, former_until, last_used_at, limits"
+_LIST_KEYS = text(f"SELECT {_KEY} FROM api_keys WHERE tenant_id = :tenant_id AND id > :after ORDER BY id LIMIT :limit")  # noqa: S608
+_ROTATE_KEY = text(f"""
+    UPDATE api_keys SET former_digest = digest, former_until = :former_until, digest = :digest
+    WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now) RETURNING {_KEY}
+""")  # noqa: S608
+# In one order and past what another replica is writing, so that no two wait for each other.
+_USED_KEYS = text("""
+    UPDATE api_keys SET last_used_at = greatest(api_keys.last_used_at, used.at) FROM (
+        SELECT key.tenant_id, key.id, given.at FROM unnest(CAST(:ids AS text[]), CAST(:moments AS timestamptz[])) AS given (id, at)
+        JOIN api_keys key ON key.id = given.id ORDER BY key.id FOR NO KEY UPDATE OF key SKIP LOCKED
+    ) AS used WHERE api_keys.tenant_id = used.tenant_id AND api_keys.id = used.id
 """)
 _REVOKE_KEY = text("UPDATE api_keys SET revoked_at = coalesce(revoked_at, :now) WHERE id = :id")
 
@@ -49,7 +63,9 @@ class PostgresKeys:
             row = (await connection.execute(_FIND_KEY, {"id": key_id})).mappings().one_or_none()
         if row is None:
             return None
-        return StoredKey(row["tenant_id"], row["id"], row["digest"], frozenset(row["scopes"]), row["expires_at"], row["revoked_at"])
+        fields: dict[str, Any] = dict(row)
+        limits = fields.pop("limits")
+        return StoredKey(**{**fields, "scopes": frozenset(row["scopes"])}, allowance=Allowance(**limits))
 
 
 class PostgresGenerations:
@@ -96,7 +112,9 @@ class PostgresTenants:
     async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
         """False where the tenant does not exist. The same id again (the development key, after a change of the pepper) is hashed anew."""
         values = {**vars(description), "scopes": list(description.scopes), "digest": digest}
-        values.pop("revoked_at")
+        for given_later in ("revoked_at", "former_until", "last_used_at"):
+            values.pop(given_later)
+        values["limits"] = json.dumps(values.pop("allowance").said())
         async with self._database.transaction() as connection:
             added = await connection.execute(_ADD_KEY, values)
         return added.rowcount == 1
@@ -105,10 +123,28 @@ class PostgresTenants:
         """A tenant's keys by id, revoked ones included."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(_LIST_KEYS, {"tenant_id": tenant_id, "after": after or "", "limit": limit})
-        return [KeyDescription(**{**row, "scopes": tuple(row["scopes"])}) for row in rows.mappings()]
+        return [_description(row) for row in rows.mappings()]
+
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+        """One update."""
+        values = {"id": key_id, "digest": digest, "now": now, "former_until": former_until}
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(_ROTATE_KEY, values)).mappings().one_or_none()
+        return None if row is None else _description(row)
+
+    async def used_keys(self, moments: Mapping[str, datetime]) -> None:
+        """One update. A row that another replica is writing is left to it."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_USED_KEYS, {"ids": list(moments), "moments": list(moments.values())})
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
         """False where no such key exists; revoking twice keeps the first moment."""
         async with self._database.transaction() as connection:
             revoked = await connection.execute(_REVOKE_KEY, {"id": key_id, "now": now})
         return revoked.rowcount == 1
+
+
+def _description(row: RowMapping) -> KeyDescription:
+    fields: dict[str, Any] = dict(row)
+    limits = fields.pop("limits")
+    return KeyDescription(**{**fields, "scopes": tuple(row["scopes"])}, allowance=Allowance(**limits))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from tessera.gateway.domain.limits import UNLIMITED, Allowance
+
 ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 ID_LENGTH: Final = 16
 SECRET_LENGTH: Final = 32  # 62^32 is 190 bits
@@ -53,6 +55,11 @@ class StoredKey:
     scopes: frozenset[str]
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    former_digest: bytes | None = None
+    """Of the secret before the last rotation."""
+    former_until: datetime | None = None
+    allowance: Allowance = UNLIMITED
+    """What this key may use, where that is not what every key may."""
 
     def usable(self, now: datetime) -> bool:
         """Neither revoked nor expired."""
@@ -66,13 +73,19 @@ class Principal:
     tenant_id: str
     key_id: str
     scopes: frozenset[str]
+    allowance: Allowance = UNLIMITED
 
 
 def generate(environment: str) -> ApiKey:
     """A new key with 190 random bits. Raises ValueError for an environment that is not in ENVIRONMENTS."""
     if environment not in ENVIRONMENTS:
         raise ValueError(f"environment must be one of {', '.join(ENVIRONMENTS)}")
-    return ApiKey(environment, _random(ID_LENGTH), _random(SECRET_LENGTH))
+    return ApiKey(environment, _random(ID_LENGTH), new_secret())
+
+
+def new_secret() -> str:
+    """190 random bits."""
+    return _random(SECRET_LENGTH)
 
 
 def parse(text: str) -> ApiKey | None:
@@ -88,9 +101,14 @@ def digest(secret: str, pepper: bytes) -> bytes:
     return hmac.new(pepper, secret.encode(), hashlib.sha256).digest()
 
 
-def matches(key: ApiKey, stored: StoredKey, pepper: bytes) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(digest(key.secret, pepper), stored.digest)
+def matches(key: ApiKey, stored: StoredKey, pepper: bytes, now: datetime) -> bool:
+    """Whether it has the secret, or the one before it while that lives. Compares in constant time."""
+    presented = digest(key.secret, pepper)
+    if hmac.compare_digest(presented, stored.digest):
+        return True
+    if stored.former_digest is None or stored.former_until is None or stored.former_until <= now:
+        return False
+    return hmac.compare_digest(presented, stored.former_digest)
 
 
 def checksum(body: str) -> str:

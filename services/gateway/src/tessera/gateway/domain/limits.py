@@ -5,7 +5,7 @@ The headers are those of the live API: https://platform.openai.com/docs/guides/r
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Literal
 
@@ -29,6 +29,17 @@ class Allowance:
     def of(self, resource: Resource) -> int | None:
         """The most of `resource` within a minute."""
         return self.requests_per_minute if resource == "requests" else self.tokens_per_minute
+
+    def but(self, other: "Allowance") -> "Allowance":
+        """This one, with what the other says in its place."""
+        return replace(self, **other.said())
+
+    def said(self) -> dict[str, int]:
+        """What is limited, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+UNLIMITED: Final = Allowance()
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ def windows(allowances: Mapping[Scope, Allowance], holders: Iterable[Holder], re
     """The counts that a use of `resource` by `holders` belongs to."""
     found = []
     for holder in holders:
-        limit = allowances.get(holder.scope, Allowance()).of(resource)
+        limit = allowances.get(holder.scope, UNLIMITED).of(resource)
         if limit is not None:
             found.append(Window(holder, resource, limit))
     return found

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from tessera.gateway.domain import errors, keys
 from tessera.gateway.domain.keys import ApiKey, Principal, StoredKey
+from tessera.gateway.domain.limits import UNLIMITED, Allowance
 from tessera.gateway.ports import KeyDescription, Keys, Tenant, Tenants
 
 CACHE_FOR = timedelta(seconds=5)
@@ -44,20 +45,30 @@ class Authenticator:
         self._store = store
         self._pepper = pepper
         self._cache = KeyCache()
+        self._used: dict[str, datetime] = {}
 
     async def principal(self, authorization: str | None) -> Principal:
         """Raises ApiError 401 for a header that is missing, malformed or not of a live key."""
         presented = keys.parse(_bearer(authorization))
         if presented is None:
             raise errors.invalid_key()
-        stored = self._cache.get(presented.id) or await self._look_up(presented.id)
-        if stored is None or not keys.matches(presented, stored, self._pepper) or not stored.usable(datetime.now(UTC)):
+        now = datetime.now(UTC)
+        stored = self._cache.get(presented.id)
+        if stored is None or not keys.matches(presented, stored, self._pepper, now):  # it may have been rotated elsewhere
+            stored = await self._look_up(presented.id)
+        if stored is None or not keys.matches(presented, stored, self._pepper, now) or not stored.usable(now):
             raise errors.invalid_key()
-        return Principal(stored.tenant_id, stored.id, stored.scopes)
+        self._used[stored.id] = now
+        return Principal(stored.tenant_id, stored.id, stored.scopes, stored.allowance)
 
-    def digest(self, key: ApiKey) -> bytes:
-        """What is kept of a new key."""
-        return keys.digest(key.secret, self._pepper)
+    def taken_uses(self) -> dict[str, datetime]:
+        """When each key was last used since this was asked before."""
+        used, self._used = self._used, {}
+        return used
+
+    def digest(self, secret: str) -> bytes:
+        """What is kept of a new secret."""
+        return keys.digest(secret, self._pepper)
 
     def forget(self, key_id: str) -> None:
         """This process asks the database again; others do so within CACHE_FOR."""
@@ -96,13 +107,40 @@ async def create_key(
     environment: str,
     scopes: tuple[str, ...],
     expires_at: datetime | None,
+    allowance: Allowance = UNLIMITED,
 ) -> tuple[KeyDescription, ApiKey]:
     """A new key; the second part is shown once and kept nowhere. Raises ApiError 404 for a tenant that does not exist."""
     key = keys.generate(environment)
-    description = KeyDescription(tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None)
-    if not await tenants.add_key(description, authenticator.digest(key)):
+    description = KeyDescription(tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None, allowance)
+    if not await tenants.add_key(description, authenticator.digest(key.secret)):
         raise errors.not_found("tenant_not_found", f"The tenant '{tenant_id}'")
     return description, key
+
+
+async def rotate_key(tenants: Tenants, authenticator: Authenticator, key_id: str, grace: timedelta) -> tuple[KeyDescription, ApiKey]:
+    """The key with another secret; the one it had goes on for `grace`, so that whoever holds it has time. Raises ApiError 404."""
+    secret, now = keys.new_secret(), datetime.now(UTC)
+    description = await tenants.rotate_key(key_id, authenticator.digest(secret), now, now + grace)
+    authenticator.forget(key_id)
+    if description is None:
+        raise errors.not_found("key_not_found", f"The key '{key_id}', as one that opens something,")
+    return description, ApiKey(description.environment, key_id, secret)
+
+
+class LastUses:
+    """Writes down when keys were used."""
+
+    def __init__(self, tenants: Tenants, authenticator: Authenticator) -> None:
+        self._tenants = tenants
+        self._authenticator = authenticator
+        self._waiting: dict[str, datetime] = {}
+
+    async def once(self) -> None:
+        """One update. What could not be written is written next time."""
+        self._waiting |= self._authenticator.taken_uses()
+        if self._waiting:
+            await self._tenants.used_keys(self._waiting)
+            self._waiting = {}
 
 
 async def revoke_key(tenants: Tenants, authenticator: Authenticator, key_id: str) -> None:
@@ -118,4 +156,4 @@ async def bootstrap(tenants: Tenants, authenticator: Authenticator, tenant_id: s
     now = datetime.now(UTC)
     await tenants.create(Tenant(tenant_id, tenant_id, "active", now), None)
     description = KeyDescription(tenant_id, key.id, "development", key.environment, keys.SCOPES, now, None, None)
-    await tenants.add_key(description, authenticator.digest(key))
+    await tenants.add_key(description, authenticator.digest(key.secret))

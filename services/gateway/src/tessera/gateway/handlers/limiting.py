@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tessera.gateway.domain import limits
-from tessera.gateway.domain.limits import Allowance, Holder, Resource, Scope, Standing
+from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Resource, Scope, Standing
 from tessera.gateway.ports import Counters, Seat
 
 
@@ -17,6 +17,8 @@ class Use:
     holders: tuple[Holder, ...] = ()
     standings: list[Standing] = field(default_factory=list)
     tokens: int = 0
+    own: Allowance = UNLIMITED
+    """What its key may use, where that is not what every key may."""
 
     def headers(self) -> dict[str, str]:
         """What its answer tells the client."""
@@ -42,7 +44,7 @@ class Gate:
 
     async def settle(self, use: Use, tokens: int) -> None:
         """Counts what a generation used beyond its reservation, as far as there is room: what is over a full window is forgiven."""
-        windows = limits.windows(self._allowances, use.holders, "tokens")
+        windows = limits.windows(self._allowed(use), use.holders, "tokens")
         beyond = tokens - use.tokens
         if self._counters is None or not windows or beyond <= 0:
             return
@@ -54,7 +56,7 @@ class Gate:
     @asynccontextmanager
     async def streaming(self, use: Use, stream_id: str, longest: timedelta) -> AsyncIterator[None]:
         """A seat among the streams of each holder. Raises ApiError 429 where one has none left."""
-        seats = self._seats(use.holders)
+        seats = self._seats(use)
         counters = self._counters
         if counters is None or not seats:
             yield
@@ -67,7 +69,7 @@ class Gate:
             await counters.leave(seats, stream_id)
 
     async def _take(self, use: Use, holders: Iterable[Holder], resource: Resource, cost: int) -> None:
-        windows = limits.windows(self._allowances, holders, resource)
+        windows = limits.windows(self._allowed(use), holders, resource)
         if self._counters is None or not windows:
             return
         standings = await self._counters.standings(windows)
@@ -81,8 +83,12 @@ class Gate:
         del use.standings[-len(standings) :]
         use.standings += [_less(standing, cost) for standing in standings]
 
-    def _seats(self, holders: Iterable[Holder]) -> Sequence[Seat]:
-        found = ((holder, self._allowances.get(holder.scope, Allowance()).concurrent_streams) for holder in holders)
+    def _allowed(self, use: Use) -> Mapping[Scope, Allowance]:
+        return {**self._allowances, "key": self._allowances.get("key", UNLIMITED).but(use.own)}
+
+    def _seats(self, use: Use) -> Sequence[Seat]:
+        allowed = self._allowed(use)
+        found = ((holder, allowed.get(holder.scope, UNLIMITED).concurrent_streams) for holder in use.holders)
         return [Seat(holder, limit) for holder, limit in found if limit is not None]
 
 

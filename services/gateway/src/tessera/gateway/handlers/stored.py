@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -119,21 +119,3 @@ class Repair:
                 if isinstance(reply.data, GenerationCompleted | GenerationFailed):
                     return reply.data
         raise TimeoutError
-
-
-def every(pause: timedelta, repair: Repair) -> Callable[[asyncio.Event], Any]:
-    """A loop: one look, then a pause. A look that fails is told and repeated."""
-
-    async def work(stopping: asyncio.Event) -> None:
-        while not stopping.is_set():
-            try:
-                await repair.once()
-            except (RetryableError, CircuitOpenError) as error:
-                _log.warning("stored_completions_not_looked_at", error=str(error))
-            try:
-                async with asyncio.timeout(pause.total_seconds()):
-                    await stopping.wait()
-            except TimeoutError:
-                continue
-
-    return work

@@ -1,15 +1,16 @@
 """`/v1/tenants`, `/v1/keys`, `/v1/services`, `/v1/status`, `/health`."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 
 from tessera.contracts.base import TenantId
 from tessera.contracts.events import ServiceControlled
 from tessera.gateway.domain.backlog import Waiting
 from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
+from tessera.gateway.domain.limits import UNLIMITED, Allowance
 from tessera.gateway.handlers import access, services
 from tessera.gateway.handlers.handoff import SpoolState, record_name
 from tessera.gateway.ports import KeyDescription, Tenant
@@ -27,6 +28,7 @@ from tessera.gateway.routes.schemas.administration import (
     ReplayedView,
     ReplayView,
     ReplicaView,
+    RotationBody,
     ServiceView,
     SpooledView,
     SpoolPage,
@@ -68,6 +70,7 @@ async def create_key(body: KeyBody, caller: Operator) -> NewKeyView:
         environment=caller.rooms.key_environment,
         scopes=tuple(dict.fromkeys(body.scopes)),
         expires_at=body.expires_at,
+        allowance=Allowance(**body.limits.model_dump()) if body.limits else UNLIMITED,
     )
     return NewKeyView(key=key.reveal(), **_key_fields(description))
 
@@ -82,6 +85,18 @@ async def list_keys(
     """A tenant's keys by id, revoked ones included."""
     rows, has_more = _page(await caller.rooms.tenants.list_keys(tenant_id or caller.tenant_id, after=after, limit=limit + 1), limit)
     return KeyPage(data=[KeyView(**_key_fields(row)) for row in rows], has_more=has_more, next_cursor=rows[-1].id if has_more else None)
+
+
+@router.post("/v1/keys/{key_id}/rotate")
+async def rotate_key(
+    key_id: Annotated[str, Path(min_length=1, max_length=64)],
+    caller: Operator,
+    body: Annotated[RotationBody | None, Body(examples=[{"grace_seconds": 3600}])] = None,
+) -> NewKeyView:
+    """Give a key another secret. The one it had opens it for a while longer, unless the key is rotated again."""
+    grace = timedelta(seconds=(body or RotationBody()).grace_seconds)
+    description, key = await access.rotate_key(caller.rooms.tenants, caller.rooms.authenticator, key_id, grace)
+    return NewKeyView(key=key.reveal(), **_key_fields(description))
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
@@ -162,6 +177,9 @@ def _key_fields(key: KeyDescription) -> dict[str, object]:
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "former_until": key.former_until,
+        "last_used_at": key.last_used_at,
+        "limits": vars(key.allowance),
     }
 
 

@@ -87,6 +87,7 @@ class Require:
         if self.scope not in principal.scopes:
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
+        use.own = principal.allowance
         await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
         return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use)

@@ -8,8 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from tessera.contracts.base import Name, TenantId
 from tessera.contracts.events import ConsumerStatus, DependencyStatus, ParkedDecision
 from tessera.gateway.domain.keys import DEFAULT_SCOPES
-from tessera.gateway.routes.schemas.common import Body, Instant, View, as_written, examples
+from tessera.gateway.routes.schemas.common import Body, Instant, View, Whole, as_written, examples
 
+Limit = Annotated[Whole | None, Field(ge=1, le=1_000_000_000)]
 Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin"]
 
 
@@ -39,6 +40,14 @@ class TenantPage(View):
     next_cursor: str | None
 
 
+class KeyLimits(Body):
+    """What one key may use; where nothing is said, what every key may."""
+
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+    concurrent_streams: Limit = None
+
+
 class KeyBody(Body):
     """`POST /v1/keys`."""
 
@@ -48,6 +57,7 @@ class KeyBody(Body):
     name: Name = "unnamed"
     scopes: Annotated[list[Scope], Field(min_length=1, default_factory=lambda: list(DEFAULT_SCOPES))]
     expires_at: Instant | None = None
+    limits: Annotated[KeyLimits | None, Field(description="In place of what every key may use (docs/limits.md).")] = None
 
     @field_validator("expires_at")
     @classmethod
@@ -55,6 +65,20 @@ class KeyBody(Body):
         if moment is not None and moment <= datetime.now(UTC):
             raise ValueError("expires_at must be in the future")
         return moment
+
+
+class RotationBody(Body):
+    """`POST /v1/keys/{key_id}/rotate`."""
+
+    grace_seconds: Annotated[Whole, Field(ge=0, le=2_592_000, description="How long the secret that the key had still opens it.")] = 86_400
+
+
+class KeyLimitsView(View):
+    """What one key may use; null where that is what every key may."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_streams: int | None
 
 
 class KeyView(View):
@@ -69,10 +93,13 @@ class KeyView(View):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    former_until: Annotated[datetime | None, Field(description="Until when the secret before the last rotation opens the key, too.")]
+    last_used_at: Annotated[datetime | None, Field(description="To half a minute.")]
+    limits: KeyLimitsView
 
 
 class NewKeyView(KeyView):
-    """A new key: `key` is shown this once."""
+    """A key with a new secret: `key` is shown this once."""
 
     key: str
 
