@@ -54,7 +54,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
-    runtime.add_http_server(application(rooms, _edge_limits(settings)), settings.host, settings.port)
+    runtime.add_http_server(application(rooms, _edge_limits(settings), settings.cors_origins), settings.host, settings.port)
 
 
 async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:

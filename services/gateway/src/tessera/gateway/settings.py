@@ -126,6 +126,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     stored_completions_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
     """How long a chat with `store` is kept."""
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    cors_origins: frozenset[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = frozenset()
+    """Origins whose pages may call from a browser, such as `["https://app.example.com"]`; `["*"]` for all. None by default."""
     limits: LimitSettings = Field(default_factory=LimitSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024

@@ -1,7 +1,7 @@
 """The HTTP application: routes, the error object, the OpenAPI document."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
 from tessera.gateway.routes.context import Require, Rooms
+from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import Edge, EdgeLimits
 from tessera.gateway.routes.schemas.common import ErrorBody
 
@@ -47,9 +48,10 @@ _GENERATION_ERRORS: Final = {"422": "The model has nothing to answer from yet.",
 _PUBLIC_ERRORS: Final = ("500", "503")
 
 
-def application(rooms: Rooms, limits: EdgeLimits) -> ASGIApp:
-    """The whole HTTP face of the gateway, ready for a server."""
-    return Edge(api(rooms), limits)
+def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> ASGIApp:
+    """The whole HTTP face of the gateway, ready for a server. Browsers may call it from pages of `origins`."""
+    app = Edge(api(rooms), limits)
+    return Cors(app, origins) if origins else app
 
 
 def api(rooms: Rooms) -> FastAPI:
