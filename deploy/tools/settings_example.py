@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ def _default(info: FieldInfo) -> str:
     value: Any = info.default
     if isinstance(value, SecretStr):
         return ""
+    if isinstance(value, tuple | frozenset):
+        return json.dumps(list(value))
     return "" if value is None else str(value.value if hasattr(value, "value") else value)
 
 
