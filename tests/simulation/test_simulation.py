@@ -10,7 +10,7 @@ from simulation.planted import BUGS
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
-SEEDS = 1_000
+SEEDS = 2_000
 """With the rest of this file, what `make test` may cost (docs/simulation.md); `make simulate` looks at others."""
 WITHIN = 1_000
 """Seeds within which each planted bug must be found; without it, none of them shows anything."""
