@@ -145,9 +145,18 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         ),
         (["tenant", "list"], {"tenants": [{"id": "a", "status": "active", "name": "A"}]}, ("tenants", (), {}), "active     A"),
         (
-            ["key", "create", "--tenant", "acme", "--name", "n", "--scope", "inference"],
+            ["key", "create", "--tenant", "acme", "--name", "n", "--scope", "inference", "--requests-per-minute", "60"],
             {"create_key": {"key": "tsr_x", "id": "i"}},
-            ("create_key", ("acme",), {"name": "n", "scopes": ("inference",), "expires_at": None}),
+            (
+                "create_key",
+                ("acme",),
+                {
+                    "name": "n",
+                    "scopes": ("inference",),
+                    "expires_at": None,
+                    "limits": {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_streams": None},
+                },
+            ),
             "tsr_x",
         ),
         (
@@ -155,6 +164,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             {"keys": [{"id": "i", "status": "active", "name": "n", "scopes": ["s"]}]},
             ("keys", (None,), {}),
             "i active   n [s]",
+        ),
+        (
+            ["key", "rotate", "i", "--grace-seconds", "60"],
+            {"rotate_key": {"key": "tsr_y", "id": "i"}},
+            ("rotate_key", ("i",), {"grace_seconds": 60}),
+            "tsr_y",
         ),
         (["key", "revoke", "i"], {"revoke_key": None}, ("revoke_key", ("i",), {}), "i: revoked"),
         (

@@ -108,11 +108,16 @@ def key() -> None:
 @click.option("--name", help="What it is for.")
 @click.option("--scope", "scopes", multiple=True, help="May be repeated; everything but admin where absent.")
 @click.option("--days", type=click.IntRange(min=1), help="Days until it expires; never where absent.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), help="In place of what every key may.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="In place of what every key may.")
+@click.option("--concurrent-streams", type=click.IntRange(min=1), help="In place of what every key may.")
 @click.pass_obj
-def create_key(context: Context, tenant_id: str | None, name: str | None, scopes: tuple[str, ...], days: int | None) -> None:
+def create_key(
+    context: Context, /, tenant_id: str | None, name: str | None, scopes: tuple[str, ...], days: int | None, **limits: int | None
+) -> None:
     """Make a key and print it. It is shown this once."""
     expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
-    made = context.call(lambda client: client.create_key(tenant_id, name=name, scopes=scopes, expires_at=expires_at))
+    made = context.call(lambda client: client.create_key(tenant_id, name=name, scopes=scopes, expires_at=expires_at, limits=limits))
     context.show(made, [made["key"]])
 
 

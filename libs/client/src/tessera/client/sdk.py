@@ -104,9 +104,14 @@ class Tessera:
         name: str | None = None,
         scopes: Sequence[str] = (),
         expires_at: str | None = None,
+        limits: Mapping[str, int | None] | None = None,
     ) -> Json:
-        """Makes a key; `key` in the answer is its text, shown this once."""
-        body = _given(tenant_id=tenant_id, name=name, scopes=list(scopes) or None, expires_at=expires_at)
+        """Makes a key; `key` in the answer is its text, shown this once.
+
+        `limits`: requests_per_minute, tokens_per_minute, concurrent_streams, in place of what every key may use.
+        """
+        own = _given(**limits or {}) or None
+        body = _given(tenant_id=tenant_id, name=name, scopes=list(scopes) or None, expires_at=expires_at, limits=own)
         return self._request("POST", "/v1/keys", repeatable=False, json=body)
 
     def keys(self, tenant_id: str | None = None) -> list[Json]:

@@ -106,7 +106,7 @@ async def _respond(
     created = int(claim.created_at.timestamp() if claim else time.time())
     answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
     keeper = await _keeper(caller, body, answer, accepted, claim)
-    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=_ended(caller, keeper))
+    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=_ended(caller, keeper, claim))
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer, keeper))
     async with AsyncExitStack() as held:
@@ -115,13 +115,14 @@ async def _respond(
         return EventStream(generation, generation.frames(StreamedAnswer(answer)), held.pop_all())
 
 
-def _ended(caller: Caller, keeper: Keeper | None) -> Keep:
-    """What is done with the end before anybody is given it."""
+def _ended(caller: Caller, keeper: Keeper | None, claim: Claim | None) -> Keep:
+    """What is done with the end before anybody is given it. Who joins a generation has not used its tokens."""
+    joined = claim is not None and not claim.first
 
     async def ended(ending: Ending) -> None:
         if keeper is not None:
             await keeper.keep(ending)
-        if ending.usage is not None:
+        if ending.usage is not None and not joined:
             await caller.rooms.gate.settle(caller.use, ending.usage.prompt_tokens + ending.usage.completion_tokens)
 
     return ended
