@@ -1,5 +1,6 @@
 """The HTTP face in one process: the OpenAPI document, scopes, and errors that nobody foresaw."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -346,3 +347,14 @@ async def test_a_whole_number_may_be_written_with_a_fraction_of_nothing(desk: An
         answer = await client.post("/v1/chat/completions", json={"model": "none", "messages": [{"role": "user", "content": "x"}], "n": 1.0})
         broken = await client.post("/v1/chat/completions", json={"model": "none", "messages": [{"role": "user", "content": "x"}], "n": 1.5})
     assert (answer.json()["error"]["code"], broken.json()["error"]["param"]) == ("model_not_found", "n")
+
+
+async def test_a_cancellation_that_leaked_from_a_library_is_a_500_with_the_error_object(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(_: Any) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(type(desk.rooms.models), "all", leaking)
+    async with desk.client() as client:
+        answer = await client.get("/v1/models")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["x-request-id"]

@@ -17,6 +17,7 @@ from tessera.bus.consistency import ParkedEvent, Partition, Seen, Target
 from tessera.bus.events import Position
 from tessera.bus.publisher import Publisher, as_retryable
 from tessera.bus.settings import KafkaSettings
+from tessera.bus.stopping import stop_consumer
 from tessera.bus.topics import TopicDirectory
 
 _POSITIONS = text(
@@ -108,7 +109,7 @@ class LogEnds:
         """Disconnects; the next use would connect again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
     def _remember(self, topics: tuple[str, ...], moment: float, ends: dict[Partition, int]) -> None:
         """The topics that were asked for last stay: there may be more tenants than are worth remembering."""
@@ -139,8 +140,7 @@ class LogEnds:
                     with as_retryable():
                         await consumer.start()
                 except BaseException:
-                    await asyncio.sleep(0)  # stopping aiokafka's consumer before its tasks have begun raises CancelledError
-                    await consumer.stop()
+                    await stop_consumer(consumer)
                     raise
                 self._consumer = consumer
             return self._consumer

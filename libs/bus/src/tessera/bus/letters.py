@@ -26,6 +26,7 @@ from tessera.bus.events import Position
 from tessera.bus.publisher import as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings
+from tessera.bus.stopping import stop_consumer
 from tessera.bus.topics import TopicDirectory
 from tessera.contracts.catalogue import catalogued
 from tessera.contracts.errors import InvalidError
@@ -167,10 +168,9 @@ class DeadLetterLog:
             try:
                 with as_retryable():
                     await consumer.start()
-                    await asyncio.sleep(0)  # stopping aiokafka's consumer before its tasks have begun raises CancelledError
                     yield _Reading(consumer, self._kafka, self._limits.patience)
             finally:
-                await consumer.stop()
+                await stop_consumer(consumer)
 
 
 class _Reading:

@@ -22,6 +22,7 @@ from tessera.bus.feeds import PartitionFeed
 from tessera.bus.publisher import Publisher, as_retryable
 from tessera.bus.records import Record
 from tessera.bus.settings import KafkaSettings, ServiceSettings
+from tessera.bus.stopping import stop_consumer
 from tessera.bus.transaction import source_of
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.catalogue import REPLY_PARTITIONS, TOPICS, topic_of
@@ -216,7 +217,7 @@ class Requests:
             finally:
                 await replies.aclose()
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
 
 async def _check_held(consumer: AIOKafkaConsumer, target: TopicPartition, offset: int) -> None:

@@ -96,9 +96,19 @@ class Edge:
             return
         try:
             await self._app(exchange.scope, self._bounded(exchange, receive), send)
-        except Exception:  # noqa: BLE001
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            # What a library cancelled inside: Starlette knows no answer to it.
+            await self._crashed(exchange, error, receive, send)
+        except Exception as error:  # noqa: BLE001
             # Starlette has answered 500 already and raises again so that the cause is told here, once.
-            _log.exception("request_crashed", path=exchange.scope["path"])
+            await self._crashed(exchange, error, receive, send)
+
+    async def _crashed(self, exchange: _Exchange, error: BaseException, receive: Receive, send: Send) -> None:
+        _log.error("request_crashed", path=exchange.scope["path"], exc_info=error)
+        if exchange.status == 0:
+            await error_response(as_api_error(RuntimeError()))(exchange.scope, receive, send)
 
     def _bounded(self, exchange: _Exchange, receive: Receive) -> Receive:
         """Counts the body and does not wait for ever for its next piece."""
@@ -123,6 +133,12 @@ class Edge:
                 return await receive()
         except TimeoutError:
             raise HTTPException(408, "The body of the request did not arrive in time.") from None
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants this request to end, and not a library a task of its own."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _too_large(limit: int) -> HTTPException:
