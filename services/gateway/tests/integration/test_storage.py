@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from tessera.contracts import uuid7
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys
 from tessera.gateway.adapters.stored import PostgresStoredCompletions
-from tessera.gateway.ports import NewStored, Since, StoredPage
+from tessera.gateway.domain.records import Since
+from tessera.gateway.ports import NewStored, StoredPage
 from tessera.storage import Database
 
 pytestmark = pytest.mark.integration

@@ -18,6 +18,7 @@ from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.records import Ended, GenerationRecord, Since, UsageRow
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
@@ -31,10 +32,11 @@ from tessera.gateway.ports import (
     NewStored,
     Outcome,
     Published,
-    Since,
+    RecordPage,
     Stored,
     StoredPage,
     Tenant,
+    UsageQuestion,
 )
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -220,6 +222,51 @@ class MemoryStored:
             raise self.away
 
 
+class MemoryRecords:
+    """`ports.GenerationRecords` and `ports.RecordsBeingWritten` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], GenerationRecord] = {}
+        self.sums: list[UsageRow] = []
+        self.asked: list[UsageQuestion] = []
+        self.away: Exception | None = None
+
+    async def find(self, tenant_id: str, generation_id: str) -> GenerationRecord | None:
+        if self.away is not None:
+            raise self.away
+        return self.rows.get((tenant_id, generation_id))
+
+    async def page(self, tenant_id: str, wanted: RecordPage) -> list[GenerationRecord] | None:
+        if wanted.after is not None and (tenant_id, wanted.after) not in self.rows:
+            return None
+        found = [record for (tenant, _), record in self.rows.items() if tenant == tenant_id and wanted.status in (None, record.status)]
+        return found[: wanted.limit]
+
+    async def usage(self, tenant_id: str, question: UsageQuestion) -> list[UsageRow]:
+        self.asked.append(question)
+        return self.sums
+
+    async def overdue(self, limit: int, again: timedelta) -> list[GenerationRecord]:
+        return [record for record in self.rows.values() if record.ended is None][:limit]
+
+    async def count(self, limit: int) -> int:
+        return 0
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        return 0
+
+    async def accept(self, records: Sequence[GenerationRecord], look_after: timedelta) -> None:
+        for record in records:
+            known = self.rows.get((record.tenant_id, record.id))
+            self.rows[record.tenant_id, record.id] = replace(record, ended=known.ended if known else None)
+
+    async def end(self, records: Sequence[tuple[GenerationRecord, Ended]] | GenerationRecord, ended: Ended | None = None) -> None:
+        told = [(records, ended)] if isinstance(records, GenerationRecord) else records
+        for record, end in told:
+            known = self.rows.get((record.tenant_id, record.id), record)
+            self.rows[record.tenant_id, record.id] = replace(known, ended=known.ended or end)
+
+
 class NoDatasets:
     """`ports.Datasets` without any."""
 
@@ -301,6 +348,7 @@ def desk() -> Desk:
         NoDatasets(),
         MemoryGenerations(),
         MemoryStored(),
+        MemoryRecords(),
         letters,
         decisions,
         Authenticator(store, PEPPER),

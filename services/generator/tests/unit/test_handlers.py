@@ -43,7 +43,7 @@ class Intake:
     async def cancel(self, tenant_id: str, generation_id: str, reason: str) -> None:
         self.cancelled.append((tenant_id, generation_id, reason))
 
-    async def fail(self, failure: GenerationFailed) -> None:
+    async def fail(self, ready: GenerationReady, failure: GenerationFailed) -> None:
         self.failures.append(failure)
 
 

@@ -4,6 +4,7 @@ from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.catalogue import EVENT_TYPES, TOPICS, Consumer, Mode, Topic, TrafficClass, topic_of
 from tessera.contracts.errors import FatalError, InvalidError, Problem, RetryableError, TesseraError
 from tessera.contracts.events import (
+    GENERATION_CANCELLED,
     ArchivedItem,
     ArchiveRequested,
     Capability,
@@ -22,6 +23,7 @@ from tessera.contracts.events import (
     GenerationCancelled,
     GenerationChunk,
     GenerationCompleted,
+    GenerationEnded,
     GenerationFailed,
     GenerationParameters,
     GenerationReady,
@@ -78,6 +80,7 @@ from tessera.contracts.sealing import Sealable, Sealed, opened
 
 __all__ = [
     "EVENT_TYPES",
+    "GENERATION_CANCELLED",
     "TOPICS",
     "ArchiveRequested",
     "ArchivedItem",
@@ -100,6 +103,7 @@ __all__ = [
     "GenerationCancelled",
     "GenerationChunk",
     "GenerationCompleted",
+    "GenerationEnded",
     "GenerationFailed",
     "GenerationParameters",
     "GenerationReady",

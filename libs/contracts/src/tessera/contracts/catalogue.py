@@ -187,7 +187,7 @@ _CHAT: Final = (
         (events.GenerationRequested,),
         key="generation",
         producers=("gateway",),
-        consumers=(_chat("tokenizer", Mode.REPLY),),
+        consumers=(_chat("tokenizer", Mode.REPLY), _chat("gateway", Mode.TRANSACTIONAL)),
         retention=_DAY,
         order_free=True,
     ),
@@ -220,6 +220,14 @@ _CHAT: Final = (
         consumers=(_chat("generator", Mode.TRANSACTIONAL),),
         retention=_DAY,
         order_free=True,
+    ),
+    Topic(
+        "generation.ended",
+        "What each generation came to and used.",
+        (events.GenerationEnded,),
+        key="generation",
+        producers=("tokenizer", "generator"),
+        consumers=(_chat("gateway", Mode.TRANSACTIONAL),),
     ),
     Topic(
         "recall.requested",

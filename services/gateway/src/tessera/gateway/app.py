@@ -9,6 +9,7 @@ from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
+from tessera.gateway.adapters.generation_records import PostgresRecords
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
@@ -17,11 +18,13 @@ from tessera.gateway.adapters.stored import PostgresStoredCompletions
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.domain.records import Price, Prices
 from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
+from tessera.gateway.handlers.records import Bookkeeper
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -51,6 +54,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
         _drain_spool(runtime, rooms.handoff)
     repair = stored.Repair(rooms.stored, rooms.log, timedelta(days=settings.stored_completions_days))
     runtime.add_worker("stored completions", workers.every(timedelta(seconds=10), repair, "stored_completions_not_looked_at"))
+    _keep_records(runtime, rooms)
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
@@ -75,6 +79,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         datasets=StoredDatasets(database, store),
         generations=PostgresGenerations(database),
         stored=PostgresStoredCompletions(database),
+        records=PostgresRecords(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
@@ -85,6 +90,14 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         key_environment=settings.key_environment,
         instance=settings.instance,
     )
+
+
+def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
+    settings = runtime.settings
+    prices = Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()})
+    consumers.register_records(runtime.bus, prices)
+    bookkeeper = Bookkeeper(rooms.records, rooms.log, prices, timedelta(days=settings.generation_records_days))
+    runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:

@@ -1,12 +1,14 @@
-"""The compacted topics that every gateway replica reads."""
+"""From topics to handlers: the compacted ones that every replica reads, and what becomes of generations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tessera.bus import Bus, Received
+from tessera.bus import BatchTransaction, Bus, Received
 from tessera.bus.tables import Table
-from tessera.contracts.events import ModelDeclared, ServiceStatus
+from tessera.contracts.events import GenerationEnded, GenerationRequested, ModelDeclared, ServiceStatus
+from tessera.gateway.adapters.generation_records import BatchRecords
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
-from tessera.gateway.handlers import tables
+from tessera.gateway.domain.records import Prices
+from tessera.gateway.handlers import records, tables
 
 
 def register(bus: Bus, models: ModelDirectory, statuses: StatusDirectory) -> Mapping[str, Table]:
@@ -22,3 +24,16 @@ def register(bus: Bus, models: ModelDirectory, statuses: StatusDirectory) -> Map
     models.is_complete = lambda: declared.is_complete
     statuses.is_complete = lambda: reported.is_complete
     return {"models": declared, "statuses": reported}
+
+
+def register_records(bus: Bus, prices: Prices) -> None:
+    """What becomes of generations."""
+    chat = bus.consumer("chat")
+
+    @chat.transactional_batch(GenerationRequested)
+    async def generations_requested(events: Sequence[Received[GenerationRequested]], transaction: BatchTransaction) -> None:
+        await records.generations_requested(events, BatchRecords(transaction))
+
+    @chat.transactional_batch(GenerationEnded)
+    async def generations_ended(events: Sequence[Received[GenerationEnded]], transaction: BatchTransaction) -> None:
+        await records.generations_ended(events, BatchRecords(transaction), prices)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import BinaryIO, Literal, Protocol
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position
@@ -11,8 +11,9 @@ from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.events import DatasetReference
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.backlog import Place, Waiting
-from tessera.gateway.domain.keys import StoredKey
+from tessera.gateway.domain.keys import OnDisconnect, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Standing, Window
+from tessera.gateway.domain.records import Ended, GenerationRecord, Since, Status, UsageRow
 from tessera.gateway.domain.spool import AcceptedEvent
 
 Outcome = Literal["replayed", "discarded"]
@@ -56,6 +57,7 @@ class KeyDescription:
     """Until when the secret before the last rotation opens what the key opens."""
     last_used_at: datetime | None = None
     """To half a minute."""
+    on_disconnect: OnDisconnect | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,6 @@ class Published:
 
     event_id: str
     topic: str
-    partition: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Since:
-    """A place in the reply topic."""
-
     partition: int
     offset: int
 
@@ -214,6 +208,75 @@ class Generations(Protocol):
 
     async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
         """Writes the row, or finds the one that is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordPage:
+    """Which generations are wanted; all that are given have to hold."""
+
+    limit: int
+    newest_first: bool = True
+    after: str | None = None
+    model: str | None = None
+    credential_id: str | None = None
+    status: Status | None = None
+
+
+@dataclass(frozen=True)
+class UsageQuestion:
+    """What is to be added up, by what, over which days (both ends included)."""
+
+    since: date
+    until: date
+    groups: tuple[str, ...]
+    """Of `day`, `credential_id` and `model_id`."""
+    limit: int
+    model: str | None = None
+    credential_id: str | None = None
+
+
+class GenerationRecords(Protocol):
+    """What became of generations, as their events tell. Raises RetryableError where it cannot be reached."""
+
+    async def find(self, tenant_id: str, generation_id: str) -> GenerationRecord | None:
+        """One whose request has been told; None for another tenant's."""
+        ...
+
+    async def page(self, tenant_id: str, wanted: RecordPage) -> Sequence[GenerationRecord] | None:
+        """By the time of the request; None where `after` is not there."""
+        ...
+
+    async def usage(self, tenant_id: str, question: UsageQuestion) -> Sequence[UsageRow]:
+        """Sums of all that ended, each generation once, in the order of the groups."""
+        ...
+
+    async def overdue(self, limit: int, again: timedelta) -> Sequence[GenerationRecord]:
+        """Of any tenant, those whose end should have been told by now; each is given out again after `again`."""
+        ...
+
+    async def end(self, record: GenerationRecord, ended: Ended) -> None:
+        """Writes an end that no event told, unless there is one."""
+        ...
+
+    async def count(self, limit: int) -> int:
+        """Adds at most `limit` ended generations to the sums; how many."""
+        ...
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        """Deletes at most `limit` that ended longer ago and are in the sums; how many."""
+        ...
+
+
+class RecordsBeingWritten(Protocol):
+    """The same, in the transaction of the events being handled. The two events of a generation may come in either order."""
+
+    async def accept(self, records: Sequence[GenerationRecord], look_after: timedelta) -> None:
+        """Writes what the requests tell; the end is looked for `look_after` the deadline."""
+        ...
+
+    async def end(self, records: Sequence[tuple[GenerationRecord, Ended]]) -> None:
+        """Writes the ends, where there is none yet."""
         ...
 
 

@@ -1,6 +1,7 @@
 """What an operator can set for the gateway."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Self
 
@@ -67,6 +68,15 @@ class AllowanceSettings(BaseModel):
         return Allowance(**self.model_dump())
 
 
+class PriceSettings(BaseModel):
+    """What a model costs for each million tokens, in the operator's currency."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[Decimal, Field(ge=0)]
+    completion: Annotated[Decimal, Field(ge=0)]
+
+
 class LimitSettings(BaseModel):
     """Limits, counted in Redis over every replica. Each caller has to be within all of them."""
 
@@ -125,6 +135,10 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """How often it is written down when keys were last used."""
     stored_completions_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
     """How long a chat with `store` is kept."""
+    generation_records_days: Annotated[float, Field(ge=1, le=36_500)] = 30.0
+    """How long it is remembered what became of a generation. What was used by day is kept for good."""
+    prices: Mapping[str, PriceSettings] = Field(default_factory=dict)
+    """What models cost: `{"gpt-4.1": {"prompt": 2.0, "completion": 8.0}}` for each million tokens. A model without a price has no cost."""
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     cors_origins: frozenset[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = frozenset()
     """Origins whose pages may call from a browser, such as `["https://app.example.com"]`; `["*"]` for all. None by default."""

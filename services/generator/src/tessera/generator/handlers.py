@@ -17,13 +17,13 @@ async def generation_ready(event: Received[GenerationReady], jobs: JobIntake, mo
     request = event.data.request
     model = models.chosen(request)
     if isinstance(model, Problem):
-        await jobs.fail(failed(request.generation_id, 1, Progress(), model))
+        await jobs.fail(event.data, failed(request.generation_id, 1, Progress(), model))
         return
     deadline = event.deadline or datetime.now(UTC) + time_limit
     # The request may have been accepted under an older declaration: today's provider runs it.
     admission = await jobs.add(NewJob(event.data, model.reference.provider, event.origin, deadline))
     if admission == "cancelled_before":
-        await jobs.fail(failed(request.generation_id, 1, Progress(), CANCELLED))
+        await jobs.fail(event.data, failed(request.generation_id, 1, Progress(), CANCELLED))
 
 
 async def generation_cancelled(event: Received[GenerationCancelled], jobs: JobIntake) -> None:

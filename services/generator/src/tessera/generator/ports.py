@@ -70,8 +70,8 @@ class JobIntake(Protocol):
     async def cancel(self, tenant_id: str, generation_id: str, reason: str) -> None:
         """Asks for the job to stop; an unknown id leaves a row that a late request will find."""
 
-    async def fail(self, failure: GenerationFailed) -> None:
-        """Answers the request being handled when the transaction commits."""
+    async def fail(self, ready: GenerationReady, failure: GenerationFailed) -> None:
+        """Ends the request being handled when the transaction commits."""
 
 
 class NgramLearner(Protocol):

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tessera.bus.events import Received
 from tessera.contracts.errors import InvalidError, Problem, RetryableError
 from tessera.contracts.events import (
+    GenerationEnded,
     GenerationFailed,
     GenerationReady,
     GenerationRequested,
@@ -56,6 +57,9 @@ class Handlers:
         except InvalidError as error:
             failure = GenerationFailed(generation_id=request.generation_id, problem=Problem.of(error, status=_INVALID_STATUS))
             await emit.reply(failure, step="refused")
+            # The moment of the request: a repeat emits the same.
+            ended = GenerationEnded.of(request, failure, event.time)
+            await emit.publish(ended, step="accounted", key=request.generation_id.encode())
             return
         await emit.publish(_next(request, tokens), step="tokenized", key=request.generation_id.encode())
 

@@ -12,6 +12,8 @@ from tessera.contracts.events.consistency import (
     SearchStage,
 )
 from tessera.contracts.events.generation import (
+    GENERATION_CANCELLED,
+    CallerIdentity,
     Capability,
     ChatMessage,
     FinishReason,
@@ -19,6 +21,7 @@ from tessera.contracts.events.generation import (
     GenerationCancelled,
     GenerationChunk,
     GenerationCompleted,
+    GenerationEnded,
     GenerationFailed,
     GenerationParameters,
     GenerationReady,
@@ -29,6 +32,7 @@ from tessera.contracts.events.generation import (
     ModelReference,
     PromptTokens,
     RequestFailed,
+    StreamOptions,
     Usage,
     UsageSource,
 )
@@ -91,9 +95,11 @@ from tessera.contracts.events.validation import (
 )
 
 __all__ = [
+    "GENERATION_CANCELLED",
     "ArchiveRequested",
     "ArchivedItem",
     "AwaitedWrite",
+    "CallerIdentity",
     "Capability",
     "ChatMessage",
     "ConsistencyLevel",
@@ -114,6 +120,7 @@ __all__ = [
     "GenerationCancelled",
     "GenerationChunk",
     "GenerationCompleted",
+    "GenerationEnded",
     "GenerationFailed",
     "GenerationParameters",
     "GenerationReady",
@@ -149,6 +156,7 @@ __all__ = [
     "SearchStage",
     "ServiceControlled",
     "ServiceStatus",
+    "StreamOptions",
     "StuckEvent",
     "SweepCancelled",
     "SweepInspected",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from datetime import datetime
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from tessera.contracts.base import EventData, Name, Record, RequestData, Text
+from tessera.contracts.base import EventData, Moment, Name, Record, RequestData, Text
 from tessera.contracts.errors import Problem
 from tessera.contracts.events.consistency import ReadConsistency
 from tessera.contracts.events.memory import RecalledMemory, RecallState
@@ -15,6 +16,8 @@ from tessera.contracts.sealing import Sealable
 Capability = Literal["chat", "completion", "embedding"]
 UsageSource = Literal["counted", "provider", "estimated"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+GENERATION_CANCELLED: Final = "generation_cancelled"
+"""The code of the problem that ends a cancelled generation."""
 
 
 class ModelReference(Record):
@@ -74,6 +77,20 @@ class GenerationParameters(Record):
     extra: dict[str, JsonValue] = {}
 
 
+class CallerIdentity(Record):
+    """On whose account a generation goes, beside its tenant."""
+
+    credential_id: Annotated[Name, Field(description="Id of the API key, or of what stood in its place.")]
+    user: Annotated[Text | None, Field(max_length=512, description="The end user that the request named.")] = None
+
+
+class StreamOptions(Record):
+    """What a stream shows beside its pieces, so that any replica can show it again."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
 class GenerationRequested(RequestData):
     """A generation was accepted. Exactly one of `messages` and `prompt` is given."""
 
@@ -86,6 +103,11 @@ class GenerationRequested(RequestData):
     parameters: GenerationParameters = GenerationParameters()
     stream: bool = False
     memory: MemoryGrounding | None = None
+    asked_model: Annotated[Name | None, Field(description="The model's name in the request, where that is another.")] = None
+    stream_options: StreamOptions | None = None
+    caller: CallerIdentity | None = None
+    accepted_at: Moment | None = None
+    reply_offset: Annotated[int | None, Field(ge=0, description="A place in the reply partition before every reply to this.")] = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> GenerationRequested:
@@ -194,6 +216,41 @@ class GenerationFailed(EventData):
     last_index: Annotated[int, Field(ge=-1)] = -1
     problem: Problem
     usage: Usage | None = None
+
+
+class GenerationEnded(EventData):
+    """A generation is over, whoever still listens: what it came to and what it used, once for each generation."""
+
+    event_type: ClassVar[str] = "tessera.generation.ended.v1"
+
+    generation_id: Name
+    outcome: Literal["completed", "failed", "cancelled"]
+    model: ModelReference
+    asked_model: Name | None = None
+    caller: CallerIdentity | None = None
+    usage: Annotated[Usage | None, Field(description="Absent where nothing was generated.")] = None
+    finish_reason: FinishReason | None = None
+    problem: Problem | None = None
+    accepted_at: Moment | None = None
+    ended_at: Moment
+
+    @classmethod
+    def of(cls, request: GenerationRequested, ending: GenerationCompleted | GenerationFailed, ended_at: datetime) -> GenerationEnded:
+        """How `request` ended. Where it may be emitted twice, `ended_at` has to be the same each time."""
+        problem = ending.problem if isinstance(ending, GenerationFailed) else None
+        unhappy: Literal["failed", "cancelled"] = "cancelled" if problem and problem.code == GENERATION_CANCELLED else "failed"
+        return cls(
+            generation_id=request.generation_id,
+            outcome="completed" if problem is None else unhappy,
+            model=request.model,
+            asked_model=request.asked_model,
+            caller=request.caller,
+            usage=ending.usage,
+            finish_reason=None if isinstance(ending, GenerationFailed) else ending.finish_reason,
+            problem=problem,
+            accepted_at=request.accepted_at,
+            ended_at=ended_at,
+        )
 
 
 class RequestFailed(EventData):

@@ -15,8 +15,9 @@ from tessera.contracts.events import GenerationChunk, GenerationCompleted, Gener
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, of_problem
+from tessera.gateway.domain.records import Since
 from tessera.gateway.domain.spool import AcceptedEvent
-from tessera.gateway.ports import Call, Published, Since
+from tessera.gateway.ports import Call, Published
 from tessera.resilience import Breaker, CircuitOpenError, TimedOutError
 from tessera.telemetry import span
 

@@ -12,11 +12,12 @@ from tessera.contracts import derived_id
 from tessera.contracts.events import TenantChanged
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.domain.limits import Allowance
-from tessera.gateway.ports import Claim, KeyDescription, Since, Tenant
+from tessera.gateway.domain.records import Since
+from tessera.gateway.ports import Claim, KeyDescription, Tenant
 from tessera.storage import Database
 
 _FIND_KEY = text("""
-    SELECT tenant_id, id, digest, scopes, expires_at, revoked_at, former_digest, former_until, limits FROM find_key(:id)
+    SELECT tenant_id, id, digest, scopes, expires_at, revoked_at, former_digest, former_until, limits, on_disconnect FROM find_key(:id)
 """)
 _CLAIM = text("""
     INSERT INTO generations (tenant_id, id, body_digest, reply_partition, reply_offset)
@@ -30,12 +31,14 @@ _ADD_TENANT = text("""
     INSERT INTO tenants (tenant_id, name, state, created_at) VALUES (:id, :name, :state, :created_at) ON CONFLICT DO NOTHING
 """)
 _ADD_KEY = text("""
-    INSERT INTO api_keys (tenant_id, id, name, environment, digest, scopes, created_at, expires_at, limits)
-    SELECT :tenant_id, :id, :name, :environment, :digest, :scopes, :created_at, :expires_at, CAST(:limits AS jsonb)
+    INSERT INTO api_keys (tenant_id, id, name, environment, digest, scopes, created_at, expires_at, limits, on_disconnect)
+    SELECT :tenant_id, :id, :name, :environment, :digest, :scopes, :created_at, :expires_at, CAST(:limits AS jsonb),
+        CAST(:on_disconnect AS text)
     WHERE EXISTS (SELECT 1 FROM tenants WHERE tenant_id = :tenant_id)
     ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, scopes = excluded.scopes WHERE api_keys.tenant_id = excluded.tenant_id
 """)
-_KEY: Final = "tenant_id, id, name, environment, scopes, created_at, expires_at, revoked_at, former_until, last_used_at, limits"
+_KEY: Final = """tenant_id, id, name, environment, scopes, created_at, expires_at, revoked_at, former_until, last_used_at, limits,
+    on_disconnect"""
 _LIST_KEYS = text(f"SELECT {_KEY} FROM api_keys WHERE tenant_id = :tenant_id AND id > :after ORDER BY id LIMIT :limit")  # noqa: S608
 _ROTATE_KEY = text(f"""
     UPDATE api_keys SET former_digest = digest, former_until = :former_until, digest = :digest

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping, TextClause, text
 
-from tessera.gateway.ports import NewStored, Since, Stored, StoredPage
+from tessera.gateway.domain.records import Since
+from tessera.gateway.ports import NewStored, Stored, StoredPage
 from tessera.storage import Database
 
 _COLUMNS: Final = "tenant_id, id, model, metadata::text AS metadata, request, answer, reply_partition, reply_offset, created_at"

@@ -124,12 +124,15 @@ class StreamedAnswer:
 
     def frames(self, reply: Located) -> list[bytes]:
         """The frames of one reply. After an ending nothing may follow."""
-        contents = self._contents(reply)
-        framed = [
-            data_frame(content, FrameId(self._answer.generation_id, reply.partition, reply.offset, index))
-            for index, content in enumerate(contents)
-        ]
-        return [*framed, DONE] if isinstance(reply.data, GenerationCompleted) else framed
+        return [frame for _, frame in self.located(reply)]
+
+    def located(self, reply: Located) -> list[tuple[FrameId | None, bytes]]:
+        """The same, each with its place; the mark of the end has none. The same reply gives the same places again."""
+        framed: list[tuple[FrameId | None, bytes]] = []
+        for index, content in enumerate(self._contents(reply)):
+            place = FrameId(self._answer.generation_id, reply.partition, reply.offset, index)
+            framed.append((place, data_frame(content, place)))
+        return [*framed, (None, DONE)] if isinstance(reply.data, GenerationCompleted) else framed
 
     def _contents(self, reply: Located) -> list[Json]:
         data = reply.data

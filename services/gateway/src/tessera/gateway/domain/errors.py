@@ -144,6 +144,12 @@ def unsupported(param: str, why: str) -> ApiError:
     return ApiError(400, "unsupported_parameter", f"Unsupported parameter: '{param}'. {why}", param=param)
 
 
+def last_event_id_unknown() -> ApiError:
+    """400: no frame of this stream has that id."""
+    message = "Invalid 'Last-Event-ID': expected the id of an event that this stream has sent."
+    return ApiError(400, "last_event_id_unknown", message, param="Last-Event-ID")
+
+
 def not_found(code: str, what: str) -> ApiError:
     """404: nothing of that name in this tenant."""
     return ApiError(404, code, f"{what} does not exist.")

@@ -12,7 +12,7 @@ import string
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from tessera.gateway.domain.limits import UNLIMITED, Allowance
 
@@ -21,8 +21,10 @@ ID_LENGTH: Final = 16
 SECRET_LENGTH: Final = 32  # 62^32 is 190 bits
 CHECKSUM_LENGTH: Final = 6  # 62^6 exceeds 2^32
 
+OnDisconnect = Literal["cancel", "finish"]
+
 ENVIRONMENTS: Final = ("dev", "test", "live")
-SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "admin")
+SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin")
 DEFAULT_SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation")
 
 _PATTERN: Final = re.compile(
@@ -60,6 +62,7 @@ class StoredKey:
     former_until: datetime | None = None
     allowance: Allowance = UNLIMITED
     """What this key may use, where that is not what every key may."""
+    on_disconnect: OnDisconnect | None = None
 
     def usable(self, now: datetime) -> bool:
         """Neither revoked nor expired."""
@@ -74,6 +77,8 @@ class Principal:
     key_id: str
     scopes: frozenset[str]
     allowance: Allowance = UNLIMITED
+    on_disconnect: OnDisconnect | None = None
+    """What a client's leaving means for its generations, where the request does not say."""
 
 
 def generate(environment: str) -> ApiKey:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tessera.gateway.domain import errors, keys
-from tessera.gateway.domain.keys import ApiKey, Principal, StoredKey
+from tessera.gateway.domain.keys import ApiKey, OnDisconnect, Principal, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance
 from tessera.gateway.ports import KeyDescription, Keys, Tenant, Tenants
 
@@ -59,7 +59,7 @@ class Authenticator:
         if stored is None or not keys.matches(presented, stored, self._pepper, now) or not stored.usable(now):
             raise errors.invalid_key()
         self._used[stored.id] = now
-        return Principal(stored.tenant_id, stored.id, stored.scopes, stored.allowance)
+        return Principal(stored.tenant_id, stored.id, stored.scopes, stored.allowance, stored.on_disconnect)
 
     def taken_uses(self) -> dict[str, datetime]:
         """When each key was last used since this was asked before."""
@@ -108,10 +108,13 @@ async def create_key(
     scopes: tuple[str, ...],
     expires_at: datetime | None,
     allowance: Allowance = UNLIMITED,
+    on_disconnect: OnDisconnect | None = None,
 ) -> tuple[KeyDescription, ApiKey]:
     """A new key; the second part is shown once and kept nowhere. Raises ApiError 404 for a tenant that does not exist."""
     key = keys.generate(environment)
-    description = KeyDescription(tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None, allowance)
+    description = KeyDescription(
+        tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None, allowance, on_disconnect=on_disconnect
+    )
     if not await tenants.add_key(description, authenticator.digest(key.secret)):
         raise errors.not_found("tenant_not_found", f"The tenant '{tenant_id}'")
     return description, key

@@ -13,8 +13,9 @@ from tessera.gateway.domain.answers import Answer
 from tessera.gateway.domain.assembly import Ending
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.domain.records import Since
 from tessera.gateway.handlers.generations import assembled
-from tessera.gateway.ports import Log, NewStored, Since, Stored, StoredCompletions
+from tessera.gateway.ports import Log, NewStored, Stored, StoredCompletions
 from tessera.resilience import CircuitOpenError
 from tessera.telemetry import get_logger
 

@@ -71,6 +71,7 @@ async def create_key(body: KeyBody, caller: Operator) -> NewKeyView:
         scopes=tuple(dict.fromkeys(body.scopes)),
         expires_at=body.expires_at,
         allowance=Allowance(**body.limits.model_dump()) if body.limits else UNLIMITED,
+        on_disconnect=body.on_disconnect,
     )
     return NewKeyView(key=key.reveal(), **_key_fields(description))
 
@@ -180,6 +181,7 @@ def _key_fields(key: KeyDescription) -> dict[str, object]:
         "former_until": key.former_until,
         "last_used_at": key.last_used_at,
         "limits": vars(key.allowance),
+        "on_disconnect": key.on_disconnect,
     }
 
 

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
+from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, records, stored, texts, usage
 from tessera.gateway.routes.context import Require, Rooms
 from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import Edge, EdgeLimits
@@ -21,6 +21,8 @@ VERSION: Final = "0.1.0"
 
 _ROUTERS: Final = (
     generations.router,
+    records.router,
+    usage.router,
     stored.router,
     texts.router,
     memories.router,

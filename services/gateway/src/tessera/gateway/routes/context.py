@@ -1,9 +1,10 @@
 """What routes are given: the caller with its rights, and the rooms behind the handlers."""
 
+import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
@@ -17,8 +18,21 @@ from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate, Use
-from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
+from tessera.gateway.ports import (
+    Call,
+    Datasets,
+    DeadLetters,
+    Decisions,
+    GenerationRecords,
+    Generations,
+    Log,
+    StoredCompletions,
+    Tenants,
+)
 from tessera.telemetry import bound
+
+TIME_LIMIT_HEADER: Final = "Tessera-Deadline-Seconds"
+_SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
 
 _scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
 
@@ -32,6 +46,7 @@ class Rooms:
     datasets: Datasets
     generations: Generations
     stored: StoredCompletions
+    records: GenerationRecords
     dead_letters: DeadLetters
     decisions: Decisions
     authenticator: Authenticator
@@ -58,6 +73,14 @@ class Caller:
     call: Call
     rooms: Rooms
     use: Use = field(default_factory=Use)
+    time_limit: timedelta | None = None
+    """What the request allows its answer to take, where it says so."""
+
+    @property
+    def generation_limits(self) -> Limits:
+        """How long a generation may take for this caller."""
+        limits = self.rooms.generation
+        return limits if self.time_limit is None else replace(limits, timeout=min(limits.timeout, self.time_limit))
 
     @property
     def tenant_id(self) -> str:
@@ -90,7 +113,21 @@ class Require:
         use.own = principal.allowance
         await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
-        return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use)
+        limit = _time_limit(request)
+        patience = rooms.patience if limit is None else min(rooms.patience, limit)
+        return Caller(principal, Call(principal.tenant_id, request.state.request_id, patience), rooms, use, limit)
+
+
+def _time_limit(request: Request) -> timedelta | None:
+    """Raises ApiError 400 for a header that is there and says nothing."""
+    given = request.headers.get(TIME_LIMIT_HEADER)
+    if given is None:
+        return None
+    if not _SECONDS.fullmatch(given) or not (seconds := float(given)):
+        raise errors.ApiError(
+            400, "invalid_value", f"Invalid '{TIME_LIMIT_HEADER}': expected seconds, such as 2.5.", param=TIME_LIMIT_HEADER
+        )
+    return timedelta(seconds=seconds)
 
 
 Inference = Annotated[Caller, Depends(Require("inference"))]
@@ -98,6 +135,7 @@ MemoryReader = Annotated[Caller, Depends(Require("memory:read"))]
 MemoryWriter = Annotated[Caller, Depends(Require("memory:write"))]
 RetentionOfficer = Annotated[Caller, Depends(Require("retention"))]
 DataEngineer = Annotated[Caller, Depends(Require("validation"))]
+Accountant = Annotated[Caller, Depends(Require("usage"))]
 Operator = Annotated[Caller, Depends(Require("admin"))]
 
 IdempotencyKey = Annotated[

@@ -1,23 +1,29 @@
 """`/v1/chat/completions` and `/v1/completions`."""
 
-import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from tessera.contracts import body_digest, uuid7
-from tessera.contracts.events import Capability, GenerationRequested, ModelReference
+from tessera.contracts.events import CallerIdentity, Capability, GenerationRequested, ModelReference, StreamOptions
+from tessera.gateway.domain import errors
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
 from tessera.gateway.domain.assembly import Ending
-from tessera.gateway.domain.frames import encode_json
+from tessera.gateway.domain.frames import FrameId, encode_json
 from tessera.gateway.domain.limits import Holder, estimated_tokens
+from tessera.gateway.domain.records import Since
 from tessera.gateway.handlers import texts
 from tessera.gateway.handlers.consistency import awaited
 from tessera.gateway.handlers.generations import Generation, Keep, claimed, generation_id
+from tessera.gateway.handlers.records import is_known
 from tessera.gateway.handlers.stored import Keeper, begun
-from tessera.gateway.ports import Claim, Since
+from tessera.gateway.ports import Claim
 from tessera.gateway.routes.context import Caller, IdempotencyKey, Inference
 from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.consistency import read_view
@@ -32,7 +38,12 @@ from tessera.gateway.routes.streaming import EventStream, unless_disconnected
 
 router = APIRouter(route_class=CarefulRoute, tags=["generation"])
 
-_STREAM: Final[dict[str, Any]] = {
+LastEventId = Annotated[
+    str | None,
+    Header(alias="Last-Event-ID", min_length=1, max_length=300, description="`id` of the last event that arrived: what follows it comes."),
+]
+
+STREAM: Final[dict[str, Any]] = {
     "text/event-stream": {
         "schema": {
             "type": "object",
@@ -45,27 +56,56 @@ _STREAM: Final[dict[str, Any]] = {
 }
 
 
-@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletionView, "content": _STREAM}})
+@router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletionView, "content": STREAM}})
 async def create_chat_completion(
-    body: ChatCompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None
+    body: ChatCompletionBody,
+    request: Request,
+    caller: Inference,
+    idempotency_key: IdempotencyKey = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """Answer a chat, streamed or not. With `tessera.memory` the answer is grounded on recalled memories."""
     model = _model(caller, body, "chat")
     await _admit(request, caller, body)
-    accepted = _accepted(caller, body, model, idempotency_key, messages=body.checked_messages())
-    return await _respond(request, caller, body, accepted, form="chat", keyed=idempotency_key is not None)
+    accepted = await _accepted(caller, body, model, idempotency_key, messages=body.checked_messages())
+    asked = Asked("chat", idempotency_key is not None, _resumed(body, accepted, idempotency_key, last_event_id))
+    return await _respond(request, caller, body, accepted, asked)
 
 
-@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionView, "content": _STREAM}})
-async def create_completion(body: CompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None) -> Response:
+@router.post("/v1/completions", response_model=None, responses={200: {"model": CompletionView, "content": STREAM}})
+async def create_completion(
+    body: CompletionBody, request: Request, caller: Inference, idempotency_key: IdempotencyKey = None, last_event_id: LastEventId = None
+) -> Response:
     """Continue a text, streamed or not."""
     model = _model(caller, body, "completion")
     await _admit(request, caller, body)
     prompt = body.one_prompt()
     if not isinstance(prompt, str):
         prompt = await texts.decode_given(caller.rooms.log, model.encoding, prompt, caller.call, param="prompt")
-    accepted = _accepted(caller, body, model, idempotency_key, prompt=prompt)
-    return await _respond(request, caller, body, accepted, form="text", keyed=idempotency_key is not None)
+    accepted = await _accepted(caller, body, model, idempotency_key, prompt=prompt)
+    asked = Asked("text", idempotency_key is not None, _resumed(body, accepted, idempotency_key, last_event_id))
+    return await _respond(request, caller, body, accepted, asked)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a generation was asked for."""
+
+    form: Form
+    keyed: bool
+    """With an Idempotency-Key."""
+    after: FrameId | None
+    """The last event that its reader has."""
+
+
+def _resumed(body: GenerationBody, accepted: GenerationRequested, idempotency_key: str | None, last: str | None) -> FrameId | None:
+    """Raises ApiError 400 for a Last-Event-ID that cannot be of this stream."""
+    if last is None:
+        return None
+    place = FrameId.parse(last)
+    if not body.streams or idempotency_key is None or place is None or place.generation_id != accepted.generation_id:
+        raise errors.last_event_id_unknown()
+    return place
 
 
 def _model(caller: Caller, body: GenerationBody, capability: Capability) -> ModelReference:
@@ -81,38 +121,81 @@ async def _admit(request: Request, caller: Caller, body: GenerationBody) -> None
     await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), body.most_generated()))
 
 
-def _accepted(
+async def _accepted(
     caller: Caller, body: GenerationBody, model: ModelReference, idempotency_key: str | None, **content: Any
 ) -> GenerationRequested:
+    partition = caller.rooms.log.reply_partition
     return GenerationRequested(
-        reply_partition=caller.rooms.log.reply_partition,
+        reply_partition=partition,
+        reply_offset=await caller.rooms.log.next_offset(partition),
+        accepted_at=datetime.now(UTC),
         generation_id=generation_id(caller.tenant_id, idempotency_key),
         model=model,
         parameters=body.parameters(),
         stream=body.streams,
         memory=body.grounding(),
+        asked_model=body.model if body.model != model.model_id else None,
+        stream_options=StreamOptions(include_usage=body.wants_usage, include_obfuscation=body.wants_obfuscation) if body.streams else None,
+        caller=CallerIdentity(credential_id=caller.principal.key_id, user=body.end_user()),
         **content,
     )
 
 
-async def _respond(
-    request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, *, form: Form, keyed: bool
-) -> Response:
+async def _respond(request: Request, caller: Caller, body: GenerationBody, accepted: GenerationRequested, asked: Asked) -> Response:
     rooms = caller.rooms
     accepted, consistency = await unless_disconnected(request, _once_fresh(caller, body, accepted))
-    claim = await claimed(rooms.generations, rooms.log, accepted, caller.call, _digest(form, body)) if keyed else None
+    claim = await claimed(rooms.generations, accepted, caller.call, _digest(asked.form, body)) if asked.keyed else None
     if claim is not None:
-        accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
-    created = int(claim.created_at.timestamp() if claim else time.time())
-    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
-    keeper = await _keeper(caller, body, answer, accepted, claim)
-    generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=_ended(caller, keeper, claim))
+        accepted = _as_claimed(accepted, claim)
+        if claim.first and asked.after is not None:
+            raise errors.last_event_id_unknown()
+    answer = Answer(
+        asked.form, accepted.generation_id, body.model, _created(accepted), body.wants_usage, body.wants_obfuscation, consistency
+    )
+    keeper = await _keeper(caller, body, answer, accepted)
+    generation = Generation(
+        rooms.log,
+        accepted,
+        caller.call,
+        caller.generation_limits,
+        claim=claim,
+        finishes=_finishes(caller, body, asked),
+        is_known=partial(is_known, rooms.records, caller.tenant_id, accepted.generation_id),
+        keep=_ended(caller, keeper, claim),
+    )
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer, keeper))
     async with AsyncExitStack() as held:
-        await held.enter_async_context(rooms.gate.streaming(caller.use, uuid7().hex, rooms.generation.timeout))
+        await held.enter_async_context(rooms.gate.streaming(caller.use, uuid7().hex, caller.generation_limits.timeout))
         await _open(generation, keeper)
-        return EventStream(generation, generation.frames(StreamedAnswer(answer)), held.pop_all())
+        return EventStream(generation, await _frames(generation, StreamedAnswer(answer), asked.after), held.pop_all())
+
+
+def _as_claimed(accepted: GenerationRequested, claim: Claim) -> GenerationRequested:
+    """With the moment and the place of the first: others who join repeat them."""
+    since = claim.since
+    first = {"reply_partition": since.partition, "reply_offset": since.offset, "accepted_at": claim.created_at}
+    return accepted.model_copy(update=first)
+
+
+def _created(accepted: GenerationRequested) -> int:
+    return int(accepted.accepted_at.timestamp()) if accepted.accepted_at else 0
+
+
+def _finishes(caller: Caller, body: GenerationBody, asked: Asked) -> bool:
+    """Whether it goes on when its client leaves: as the request says, else as one that can be asked for again, else as the key says."""
+    said = body.on_disconnect or ("finish" if asked.keyed else caller.principal.on_disconnect)
+    return said == "finish"
+
+
+async def _frames(generation: Generation, answer: StreamedAnswer, after: FrameId | None) -> AsyncIterator[bytes]:
+    if after is None:
+        return generation.frames(answer)
+    try:
+        return await generation.frames_after(answer, after)
+    except BaseException:
+        await generation.close()
+        raise
 
 
 def _ended(caller: Caller, keeper: Keeper | None, claim: Claim | None) -> Keep:
@@ -128,15 +211,13 @@ def _ended(caller: Caller, keeper: Keeper | None, claim: Claim | None) -> Keep:
     return ended
 
 
-async def _keeper(
-    caller: Caller, body: GenerationBody, answer: Answer, accepted: GenerationRequested, claim: Claim | None
-) -> Keeper | None:
+async def _keeper(caller: Caller, body: GenerationBody, answer: Answer, accepted: GenerationRequested) -> Keeper | None:
     """The row of a chat that is to be kept, before its event. Raises RetryableError where it cannot be written: nothing was begun then."""
     if not body.keeps:
         return None
-    partition, rooms = accepted.reply_partition, caller.rooms
-    since = claim.since if claim else Since(partition, await rooms.log.next_offset(partition))
-    return await begun(rooms.stored, caller.tenant_id, answer, request=body.kept(), since=since, longest=rooms.generation.timeout)
+    since = Since(accepted.reply_partition, accepted.reply_offset or 0)
+    longest = caller.generation_limits.timeout
+    return await begun(caller.rooms.stored, caller.tenant_id, answer, request=body.kept(), since=since, longest=longest)
 
 
 async def _open(generation: Generation, keeper: Keeper | None) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tessera.gateway.domain.errors import ApiError
-from tessera.gateway.handlers.generations import Generation
+from tessera.gateway.handlers.generations import Following
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class EventStream(StreamingResponse):
     Then `held` is given back.
     """
 
-    def __init__(self, generation: Generation, frames: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+    def __init__(self, generation: Following, frames: AsyncIterator[bytes], held: AsyncExitStack) -> None:
         super().__init__(
             frames, media_type="text/event-stream", headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
         )

@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Protocol
 
 from pydantic import ValidationError
 from sqlalchemy import Row, TextClause, text
 
 from tessera.bus import Origin, Transaction
-from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationReady
+from tessera.contracts import GenerationCompleted, GenerationEnded, GenerationFailed, GenerationReady
 from tessera.generator.domain.endings import CANCELLED, INTERNAL, LeaseLostError, failed
 from tessera.generator.domain.transcript import Progress
 from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob, TenantShares
@@ -128,9 +128,9 @@ class PostgresIntake:
         await self._connection.execute(_CANCEL, {"tenant_id": tenant_id, "generation_id": generation_id, "reason": reason})
         await self._notify(f"cancelled {json.dumps([tenant_id, generation_id])}")
 
-    async def fail(self, failure: GenerationFailed) -> None:
+    async def fail(self, ready: GenerationReady, failure: GenerationFailed) -> None:
         """Through the outbox."""
-        await self._transaction.reply(failure, step="generation.refused")
+        await _tell(self._transaction, ready, failure, "generation.refused")
 
     async def _notify(self, payload: str) -> None:
         await self._connection.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
@@ -182,7 +182,7 @@ class PostgresJobStore:
         async with self._bus.transaction(job.origin) as transaction:
             changed = await transaction.connection.execute(_FINISH, {**_mine(job), "state": _end_state(event)})
             _require_held(job, changed.rowcount)
-            await transaction.reply(event, step="generation.ended")
+            await _tell(transaction, job.ready, event, "generation.ended")
 
     async def purge(self, finished_before: timedelta) -> int:
         """One delete."""
@@ -205,6 +205,13 @@ class PostgresJobStore:
         async with self._bus.transaction(Origin(**json.loads(row.origin))) as transaction:
             await transaction.connection.execute(_FINISH, {**identity, "state": "failed"})
             await transaction.reply(failed(row.generation_id, row.attempt, Progress(), INTERNAL), step="generation.ended")
+
+
+async def _tell(transaction: Transaction, ready: GenerationReady, ending: GenerationCompleted | GenerationFailed, step: str) -> None:
+    """The end, to whoever reads the stream, and to the accounts."""
+    await transaction.reply(ending, step=step)
+    ended = GenerationEnded.of(ready.request, ending, datetime.now(UTC))
+    await transaction.publish(ended, step="generation.accounted", key=ended.generation_id.encode())
 
 
 def _is_readable(row: Row[Any]) -> bool:

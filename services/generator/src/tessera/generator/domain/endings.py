@@ -6,6 +6,7 @@ import json
 from typing import Final
 
 from tessera.contracts import (
+    GENERATION_CANCELLED,
     FinishReason,
     FurtherChoice,
     GenerationCompleted,
@@ -19,7 +20,7 @@ from tessera.contracts import (
 from tessera.generator.domain.pieces import Delta
 from tessera.generator.domain.transcript import ChoiceTranscript, Progress, Transcript
 
-CANCELLED: Final = Problem(code="generation_cancelled", message="The generation was cancelled.", status=499)
+CANCELLED: Final = Problem(code=GENERATION_CANCELLED, message="The generation was cancelled.", status=499)
 EXPIRED: Final = Problem(code="expired", message="The deadline passed before the generation began.", status=504)
 DEADLINE_EXCEEDED: Final = Problem(code="deadline_exceeded", message="The deadline passed before the generation ended.", status=504)
 ABANDONED: Final = Problem(

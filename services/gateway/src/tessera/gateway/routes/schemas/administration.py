@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tessera.contracts.base import Name, TenantId
 from tessera.contracts.events import ConsumerStatus, DependencyStatus, ParkedDecision
-from tessera.gateway.domain.keys import DEFAULT_SCOPES
+from tessera.gateway.domain.keys import DEFAULT_SCOPES, OnDisconnect
 from tessera.gateway.routes.schemas.common import Body, Instant, View, Whole, as_written, examples
 
 Limit = Annotated[Whole | None, Field(ge=1, le=1_000_000_000)]
@@ -58,6 +58,9 @@ class KeyBody(Body):
     scopes: Annotated[list[Scope], Field(min_length=1, default_factory=lambda: list(DEFAULT_SCOPES))]
     expires_at: Instant | None = None
     limits: Annotated[KeyLimits | None, Field(description="In place of what every key may use (docs/limits.md).")] = None
+    on_disconnect: Annotated[
+        OnDisconnect | None, Field(description="What a client's leaving means for its generations, where the request does not say.")
+    ] = None
 
     @field_validator("expires_at")
     @classmethod
@@ -96,6 +99,7 @@ class KeyView(View):
     former_until: Annotated[datetime | None, Field(description="Until when the secret before the last rotation opens the key, too.")]
     last_used_at: Annotated[datetime | None, Field(description="To half a minute.")]
     limits: KeyLimitsView
+    on_disconnect: OnDisconnect | None
 
 
 class NewKeyView(KeyView):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tessera.contracts.events import ChatMessage, GenerationParameters, MemoryGrounding, ModelReference
 from tessera.gateway.domain.errors import ApiError, unsupported
+from tessera.gateway.domain.keys import OnDisconnect
 from tessera.gateway.routes.schemas.common import Body, Metadata, ModelId, Object, Real, Tokens, Truth, View, Whole, Wide, examples
 from tessera.gateway.routes.schemas.consistency import ConsistencyOptions, ReadView
 
@@ -75,6 +76,10 @@ class TesseraOptions(Body):
     """What the published API has no words for."""
 
     memory: MemoryOptions | None = None
+    on_disconnect: Annotated[
+        OnDisconnect | None,
+        Field(description="What happens when the client leaves: `finish` lets the generation end; else as the key says, or `cancel`."),
+    ] = None
 
 
 class StreamOptions(Body):
@@ -163,6 +168,11 @@ class GenerationBody(Body):
         """What to recall; None where memory is not asked."""
         options = self.tessera.memory if self.tessera else None
         return None if options is None else MemoryGrounding.model_validate(options.model_dump(exclude={"consistency"}))
+
+    @property
+    def on_disconnect(self) -> OnDisconnect | None:
+        """What a client's leaving means; None where the request does not say."""
+        return self.tessera.on_disconnect if self.tessera else None
 
     @property
     def consistency(self) -> ConsistencyOptions | None:

@@ -1,0 +1,74 @@
+"""`/v1/usage`: what was used, by day, key and model."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+
+from tessera.contracts.base import TenantId
+from tessera.gateway.domain.errors import ApiError, missing_scope
+from tessera.gateway.domain.records import UsageRow
+from tessera.gateway.ports import UsageQuestion
+from tessera.gateway.routes.context import Accountant, Caller
+from tessera.gateway.routes.reading import CarefulRoute
+from tessera.gateway.routes.schemas.records import UsageGroup, UsageRowView, UsageView
+
+router = APIRouter(route_class=CarefulRoute, tags=["administration"])
+
+_MONTH: Final = timedelta(days=30)
+_MOST_ROWS: Final = 10_000
+_COLUMN: Final = {"day": "day", "key_id": "credential_id", "model": "model_id"}
+
+Day = Annotated[date, Query(examples=["2026-01-31"])]
+
+
+@router.get("/v1/usage")
+async def usage(
+    caller: Accountant,
+    *,
+    since: Day | None = None,
+    until: Day | None = None,
+    group_by: Annotated[list[UsageGroup], Query(max_length=3, description="Any of day, key_id and model.")] = ["day"],  # noqa: B006  (FastAPI copies it)
+    model: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+    key_id: Annotated[str | None, Query(min_length=1, max_length=128)] = None,
+    tenant_id: Annotated[TenantId | None, Query(description="Your own tenant where absent; another's needs the scope admin.")] = None,
+) -> UsageView:
+    """Sums over the generations that ended, each once, by the day (UTC) of their request; of the last 30 days where nothing is said."""
+    last = until or datetime.now(UTC).date()
+    first = since or _earlier(last)
+    if first > last:
+        raise ApiError(400, "invalid_value", "Invalid 'since': expected a day that is not after 'until'.", param="since")
+    groups = tuple(column for name, column in _COLUMN.items() if name in group_by)
+    question = UsageQuestion(first, last, groups, _MOST_ROWS + 1, model, key_id)
+    rows = await caller.rooms.records.usage(_tenant(caller, tenant_id), question)
+    if len(rows) > _MOST_ROWS:
+        raise ApiError(400, "answer_too_large", f"More than {_MOST_ROWS} rows: ask for fewer days or groups.", param="group_by")
+    named = [name for name in _COLUMN if name in group_by]
+    return UsageView(tenant_id=tenant_id or caller.tenant_id, since=first, until=last, group_by=named, data=[_view(row) for row in rows])
+
+
+def _earlier(last: date) -> date:
+    """A month before, or the first day that there is."""
+    return last - _MONTH if last - date.min >= _MONTH else date.min
+
+
+def _tenant(caller: Caller, wanted: str | None) -> str:
+    """Raises ApiError 403."""
+    if wanted not in (None, caller.tenant_id) and "admin" not in caller.principal.scopes:
+        raise missing_scope("admin")
+    return wanted or caller.tenant_id
+
+
+def _view(row: UsageRow) -> UsageRowView:
+    return UsageRowView(
+        day=row.day,
+        key_id=row.credential_id,
+        model=row.model_id,
+        requests=row.requests,
+        errors=row.errors,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        total_tokens=row.prompt_tokens + row.completion_tokens,
+        cost=float(row.cost),
+        seconds=row.milliseconds / 1000,
+    )
