@@ -13,6 +13,7 @@ from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
 from tessera.contracts.errors import InvalidError, Problem, RetryableError
 from tessera.contracts.events import (
+    GenerationEnded,
     GenerationFailed,
     GenerationReady,
     GenerationRequested,
@@ -190,7 +191,9 @@ async def test_a_prompt_that_cannot_be_used_ends_the_generation(
     handlers: Handlers, emit: FakeEmitter, fields: dict[str, Any], code: str, param: str
 ) -> None:
     await handlers.count_prompt(received(generation(**fields)), emit)
-    assert emit.published == []
+    ((told, step, key),) = emit.published
+    assert isinstance(told, GenerationEnded)
+    assert (told.outcome, told.problem and told.problem.code, told.ended_at, step, key) == ("failed", code, NOW, "accounted", b"g1")
     [reply] = emit.replies
     assert isinstance(reply, GenerationFailed)
     assert (reply.generation_id, reply.problem.code, reply.problem.param, reply.problem.status) == ("g1", code, param, 400)

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from tessera.contracts import uuid7
 from tessera.gateway.domain import errors
@@ -65,7 +65,12 @@ async def cancel_generation(generation_id: Generation, caller: Inference) -> Gen
     return _view(record)
 
 
-@router.get("/v1/generations/{generation_id}/events", response_model=None, responses={200: {"content": STREAM}})
+@router.get(
+    "/v1/generations/{generation_id}/events",
+    response_model=None,
+    response_class=StreamingResponse,
+    responses={200: {"content": STREAM}},
+)
 async def stream_generation(generation_id: Generation, caller: Inference, last_event_id: LastEventId = None) -> Response:
     """Its stream again, from the beginning or from behind `Last-Event-ID`, on any replica, while it runs and after its end.
 
