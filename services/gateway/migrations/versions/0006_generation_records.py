@@ -1,4 +1,4 @@
-"""What became of generations, and what was used by day; keys say what a client's leaving means."""
+"""What became of generations, what was used by day, answers that can be asked for again; keys say what a client's leaving means."""
 
 from alembic import op
 
@@ -57,7 +57,24 @@ CREATE TABLE usage_by_day (
 )
 """
 
+# Of requests with an Idempotency-Key, except those whose ids say what was done. Without an answer: it is being worked on.
+_ANSWERS = """
+CREATE TABLE idempotent_answers (
+    tenant_id text NOT NULL REFERENCES tenants,
+    operation text NOT NULL,
+    key text NOT NULL,
+    body_digest bytea NOT NULL CHECK (octet_length(body_digest) = 16),
+    leased_until timestamptz NOT NULL,
+    status integer,
+    answer text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, operation, key),
+    CHECK ((status IS NULL) = (answer IS NULL))
+)
+"""
+
 _INDEXES = (
+    "CREATE INDEX idempotent_answers_age ON idempotent_answers (created_at)",
     "CREATE INDEX generation_records_listed ON generation_records (tenant_id, accepted_at, id) WHERE accepted_at IS NOT NULL",
     "CREATE INDEX generation_records_subject ON generation_records (tenant_id, subject_id) WHERE subject_id IS NOT NULL",
     "CREATE INDEX generation_records_unended ON generation_records (look_at) WHERE ended_at IS NULL",
@@ -94,10 +111,11 @@ $$
 
 
 def upgrade() -> None:
-    for statement in (_RECORDS, _USAGE, *_INDEXES):
+    for statement in (_RECORDS, _USAGE, _ANSWERS, *_INDEXES):
         op.execute(statement)
     protect(op, "generation_records", client=("select",))
     protect(op, "usage_by_day", client=("select",))
+    protect(op, "idempotent_answers", client=("select", "insert", "update", "delete"))
     op.execute("ALTER TABLE api_keys ADD COLUMN on_disconnect text CHECK (on_disconnect IN ('cancel', 'finish'))")
     _replace(_FIND_KEY)
 
@@ -105,7 +123,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     _replace(_FIND_KEY_BEFORE)
     op.execute("ALTER TABLE api_keys DROP COLUMN on_disconnect")
-    for table in ("usage_by_day", "generation_records"):
+    for table in ("idempotent_answers", "usage_by_day", "generation_records"):
         op.execute(f"DROP TABLE {table}")
 
 

@@ -11,10 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from tessera.contracts import uuid7
+from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys
 from tessera.gateway.adapters.stored import PostgresStoredCompletions
 from tessera.gateway.domain.records import Since
-from tessera.gateway.ports import NewStored, StoredPage
+from tessera.gateway.ports import KeptAnswer, NewStored, Repeat, StoredPage
 from tessera.storage import Database
 
 pytestmark = pytest.mark.integration
@@ -174,3 +175,27 @@ async def test_old_ones_are_deleted(database: Database) -> None:
     await kept(stored, mine, "old", created_at=NOW - timedelta(days=31))
     assert await stored.expire(timedelta(days=30), 10) == 1
     assert [row.id for row in await stored.page(mine, StoredPage(5)) or ()] == ["new"]
+
+
+async def test_an_idempotency_key_is_taken_once_answered_for_good_and_taken_over_when_its_holder_died(database: Database) -> None:
+    mine, other = await tenant(database), await tenant(database)
+    answers, repeat, minute = PostgresAnswers(database), Repeat("POST /v1/x", "k", b"d" * 16), timedelta(minutes=1)
+    assert (await answers.claim(mine, repeat, minute)).mine
+    assert not (await answers.claim(mine, repeat, minute)).mine
+    assert not (await answers.claim(mine, replace(repeat, body_digest=b"e" * 16), minute)).same_body
+    assert (await answers.claim(other, repeat, -minute)).mine
+    assert (await answers.claim(other, repeat, minute)).mine
+    await answers.keep(mine, repeat, 201, '{"a": 1}')
+    await answers.keep(mine, repeat, 201, "another")
+    await answers.release(mine, repeat)
+    assert await answers.claim(mine, repeat, -minute) == KeptAnswer(False, True, 201, '{"a": 1}')
+    await answers.release(other, repeat)
+    assert (await answers.claim(other, repeat, minute)).mine
+    assert await answers.expire(timedelta(days=1), 10) == 0
+
+
+async def test_many_at_once_take_an_idempotency_key_once(database: Database) -> None:
+    mine = await tenant(database)
+    answers, repeat = PostgresAnswers(database), Repeat("POST /v1/x", "k", b"d" * 16)
+    claims = await asyncio.gather(*(answers.claim(mine, repeat, timedelta(minutes=1)) for _ in range(8)))
+    assert [claim.mine for claim in claims].count(True) == 1

@@ -28,11 +28,13 @@ from tessera.gateway.ports import (
     Claim,
     Decision,
     Keep,
+    KeptAnswer,
     KeyDescription,
     NewStored,
     Outcome,
     Published,
     RecordPage,
+    Repeat,
     Stored,
     StoredPage,
     Tenant,
@@ -267,6 +269,28 @@ class MemoryRecords:
             self.rows[record.tenant_id, record.id] = replace(known, ended=known.ended or end)
 
 
+class MemoryAnswers:
+    """`ports.Answers` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, str], tuple[bytes, int | None, str | None]] = {}
+
+    async def claim(self, tenant_id: str, repeat: Repeat, lease: timedelta) -> KeptAnswer:
+        place = (tenant_id, repeat.operation, repeat.key)
+        mine = place not in self.rows
+        digest, status, answer = self.rows.setdefault(place, (repeat.body_digest, None, None))
+        return KeptAnswer(mine, digest == repeat.body_digest, status, answer)
+
+    async def keep(self, tenant_id: str, repeat: Repeat, status: int, answer: str) -> None:
+        self.rows[tenant_id, repeat.operation, repeat.key] = (repeat.body_digest, status, answer)
+
+    async def release(self, tenant_id: str, repeat: Repeat) -> None:
+        del self.rows[tenant_id, repeat.operation, repeat.key]
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        return 0
+
+
 class NoDatasets:
     """`ports.Datasets` without any."""
 
@@ -349,6 +373,7 @@ def desk() -> Desk:
         MemoryGenerations(),
         MemoryStored(),
         MemoryRecords(),
+        MemoryAnswers(),
         letters,
         decisions,
         Authenticator(store, PEPPER),

@@ -18,7 +18,8 @@ from tessera.gateway.domain.errors import ApiError, unavailable
 from tessera.gateway.domain.keys import SCOPES
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.handoff import Handoff
-from tessera.gateway.routes.application import api, api_routes, required_scope
+from tessera.gateway.routes.application import api, api_routes
+from tessera.gateway.routes.context import required_scope
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.resilience import CircuitOpenError, TimedOutError
 

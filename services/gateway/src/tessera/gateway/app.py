@@ -7,6 +7,7 @@ from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
+from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.generation_records import PostgresRecords
@@ -25,6 +26,7 @@ from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
 from tessera.gateway.handlers.records import Bookkeeper
+from tessera.gateway.handlers.repeats import Forgetting
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -80,6 +82,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         generations=PostgresGenerations(database),
         stored=PostgresStoredCompletions(database),
         records=PostgresRecords(database),
+        answers=PostgresAnswers(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
@@ -97,6 +100,8 @@ def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     prices = Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()})
     consumers.register_records(runtime.bus, prices)
     bookkeeper = Bookkeeper(rooms.records, rooms.log, prices, timedelta(days=settings.generation_records_days))
+    forgetting = Forgetting(rooms.answers)
+    runtime.add_worker("kept answers", workers.every(timedelta(minutes=1), forgetting, "kept_answers_not_looked_at"))
     runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))
 
 

@@ -212,6 +212,47 @@ class Generations(Protocol):
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """A request with an Idempotency-Key: what tells it from others."""
+
+    operation: str
+    """Method and path."""
+    key: str
+    body_digest: bytes
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """What stands under an Idempotency-Key. Without an answer it is being worked on."""
+
+    mine: bool
+    """Whether it was taken by this very request."""
+    same_body: bool
+    status: int | None
+    answer: str | None
+
+
+class Answers(Protocol):
+    """Answers that can be asked for again. Raises RetryableError where they cannot be reached."""
+
+    async def claim(self, tenant_id: str, repeat: Repeat, lease: timedelta) -> KeptAnswer:
+        """Takes the key, or finds who has it. One that was taken longer ago than its lease, and not answered, is taken over."""
+        ...
+
+    async def keep(self, tenant_id: str, repeat: Repeat, status: int, answer: str) -> None:
+        """The answer from now on, unless there is one."""
+        ...
+
+    async def release(self, tenant_id: str, repeat: Repeat) -> None:
+        """The key is free again, unless it has an answer."""
+        ...
+
+    async def expire(self, age: timedelta, limit: int) -> int:
+        """Deletes at most `limit` of any tenant that are older; how many."""
+        ...
+
+
+@dataclass(frozen=True)
 class RecordPage:
     """Which generations are wanted; all that are given have to hold."""
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, records, stored, texts, usage
-from tessera.gateway.routes.context import Require, Rooms
+from tessera.gateway.routes.context import Rooms, required_scope
 from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import Edge, EdgeLimits
+from tessera.gateway.routes.repeats import IDEMPOTENCY_KEY, keeps_answers
 from tessera.gateway.routes.schemas.common import ErrorBody
 
 VERSION: Final = "0.1.0"
@@ -88,17 +88,6 @@ def methods_of(path: str) -> set[str]:
     return {method for route in fitting if route.path == chosen for method in route.methods or ()}
 
 
-def required_scope(route: APIRoute) -> str | None:
-    """The scope that a key needs for this route; None for a public one."""
-    return next((dependant.call.scope for dependant in _dependants(route.dependant) if isinstance(dependant.call, Require)), None)
-
-
-def _dependants(root: Dependant) -> Iterator[Dependant]:
-    yield root
-    for child in root.dependencies:
-        yield from _dependants(child)
-
-
 def _document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
@@ -143,3 +132,5 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
             operation["responses"].setdefault(status, {"description": description, "content": {"application/json": {"schema": _ERROR}}})
         if scope:
             operation["x-required-scope"] = scope
+        if keeps_answers(route):
+            operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)

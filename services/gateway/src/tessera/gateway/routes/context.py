@@ -1,12 +1,14 @@
 """What routes are given: the caller with its rights, and the rooms behind the handlers."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from tessera.gateway.domain import errors
@@ -19,6 +21,7 @@ from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate, Use
 from tessera.gateway.ports import (
+    Answers,
     Call,
     Datasets,
     DeadLetters,
@@ -47,6 +50,7 @@ class Rooms:
     generations: Generations
     stored: StoredCompletions
     records: GenerationRecords
+    answers: Answers
     dead_letters: DeadLetters
     decisions: Decisions
     authenticator: Authenticator
@@ -116,6 +120,17 @@ class Require:
         limit = _time_limit(request)
         patience = rooms.patience if limit is None else min(rooms.patience, limit)
         return Caller(principal, Call(principal.tenant_id, request.state.request_id, patience), rooms, use, limit)
+
+
+def required_scope(route: APIRoute) -> str | None:
+    """The scope that a key needs for this route; None for a public one."""
+    return next((dependant.call.scope for dependant in _dependants(route.dependant) if isinstance(dependant.call, Require)), None)
+
+
+def _dependants(root: Dependant) -> Iterator[Dependant]:
+    yield root
+    for child in root.dependencies:
+        yield from _dependants(child)
 
 
 def _time_limit(request: Request) -> timedelta | None:

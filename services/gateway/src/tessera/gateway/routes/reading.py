@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.routes.repeats import keeps_answers, once
 from tessera.gateway.routes.validation import parameter
 
 _EXACT: Final = 2**53
@@ -26,12 +27,14 @@ class CarefulRoute(APIRoute):
         """FastAPI's handler with the checks in front."""
         handle = super().get_route_handler()
 
+        repeatable = keeps_answers(self)
+
         async def careful(request: Request) -> Response:
             _check_parameters(request)
             if self.body_field is not None:
                 # What FastAPI asks for next: read once, and by our rules.
                 request._json = _checked_body(request, await request.body())
-            return await handle(request)
+            return await (once(request, self.path_format, handle) if repeatable else handle(request))
 
         return careful
 
