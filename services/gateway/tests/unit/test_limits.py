@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -211,7 +212,10 @@ async def test_what_is_said_of_one_key_takes_the_place_of_what_is_said_of_all(de
         body = {"name": "patient", "scopes": ["inference"], "limits": {"requests_per_minute": 2}}
         desk.store.tenants["default"] = Tenant("default", "d", "active", datetime.now(UTC))
         made = (await client.post("/v1/keys", json=body)).json()
-        assert made["limits"] == {"requests_per_minute": 2, "tokens_per_minute": None, "concurrent_streams": None}
+        assert made["limits"] == {
+            **{"requests_per_minute": 2, "tokens_per_minute": None},
+            **{"concurrent_streams": None, "spend_per_day": 0.5},
+        }
         headers = {"authorization": f"Bearer {made['key']}"}
         assert [(await client.get("/v1/models", headers=headers)).status_code for _ in range(3)] == [200, 200, 429]
 
@@ -255,3 +259,18 @@ async def test_embeddings_are_charged_for_what_was_counted(desk: Any) -> None:
         answer = await client.post("/v1/embeddings", json={"model": "vectors", "input": "x"})
     assert answer.status_code == 200, answer.text
     assert counters.used == {(Holder("tenant", "default"), "tokens"): 77}
+
+
+async def test_spending_is_counted_at_the_end_and_stops_the_next_request() -> None:
+    counters = MemoryCounters()
+    gate = Gate(counters, {"tenant": Allowance(spend_per_day=1_000)})
+    use = Use(holders=(Holder("tenant", "t"),))
+    await gate.afford(use)
+    await gate.settle(use, 0, Decimal("0.0004"))
+    await gate.settle(use, 0, None)
+    await gate.afford(use)
+    await gate.settle(use, 0, Decimal("7"))
+    with pytest.raises(ApiError, match=r"0\.001 per day of this tenant") as refused:
+        await gate.afford(use)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after) == (429, "insufficient_quota", None)
+    await Gate(None, {"tenant": Allowance(spend_per_day=1)}).afford(use)

@@ -106,14 +106,15 @@ def key() -> None:
 @key.command("create")
 @click.option("--tenant", "tenant_id", help="Whose key; your own tenant's where absent.")
 @click.option("--name", help="What it is for.")
-@click.option("--scope", "scopes", multiple=True, help="May be repeated; everything but admin where absent.")
+@click.option("--scope", "scopes", multiple=True, help="May be repeated; everything but usage and admin where absent.")
 @click.option("--days", type=click.IntRange(min=1), help="Days until it expires; never where absent.")
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="In place of what every key may.")
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), help="In place of what every key may.")
 @click.option("--concurrent-streams", type=click.IntRange(min=1), help="In place of what every key may.")
+@click.option("--spend-per-day", type=click.FloatRange(min=0.000001), help="In place of what every key may.")
 @click.pass_obj
 def create_key(
-    context: Context, /, tenant_id: str | None, name: str | None, scopes: tuple[str, ...], days: int | None, **limits: int | None
+    context: Context, /, tenant_id: str | None, name: str | None, scopes: tuple[str, ...], days: int | None, **limits: float | None
 ) -> None:
     """Make a key and print it. It is shown this once."""
     expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()

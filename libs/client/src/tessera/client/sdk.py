@@ -104,11 +104,11 @@ class Tessera:
         name: str | None = None,
         scopes: Sequence[str] = (),
         expires_at: str | None = None,
-        limits: Mapping[str, int | None] | None = None,
+        limits: Mapping[str, float | None] | None = None,
     ) -> Json:
         """Makes a key; `key` in the answer is its text, shown this once.
 
-        `limits`: requests_per_minute, tokens_per_minute, concurrent_streams, in place of what every key may use.
+        `limits`: requests_per_minute, tokens_per_minute, concurrent_streams, spend_per_day, in place of what every key may use.
         """
         own = _given(**limits or {}) or None
         body = _given(tenant_id=tenant_id, name=name, scopes=list(scopes) or None, expires_at=expires_at, limits=own)

@@ -88,6 +88,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
         ready=ready,
         gate=_gate(runtime),
+        prices=Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()}),
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
         patience=timedelta(seconds=settings.question_timeout_seconds),
         key_environment=settings.key_environment,
@@ -97,9 +98,8 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
 
 def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     settings = runtime.settings
-    prices = Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()})
-    consumers.register_records(runtime.bus, prices)
-    bookkeeper = Bookkeeper(rooms.records, rooms.log, prices, timedelta(days=settings.generation_records_days))
+    consumers.register_records(runtime.bus, rooms.prices)
+    bookkeeper = Bookkeeper(rooms.records, rooms.log, rooms.prices, timedelta(days=settings.generation_records_days))
     forgetting = Forgetting(rooms.answers)
     runtime.add_worker("kept answers", workers.every(timedelta(minutes=1), forgetting, "kept_answers_not_looked_at"))
     runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))

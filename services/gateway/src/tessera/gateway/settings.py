@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
-from tessera.gateway.domain.limits import UNLIMITED, Allowance, Scope
+from tessera.gateway.domain.limits import MILLIONTHS, UNLIMITED, Allowance, Scope
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -55,6 +55,8 @@ class AllowanceSettings(BaseModel):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Prompt and answer together."""
     concurrent_streams: Annotated[int, Field(ge=1)] | None = None
+    spend_per_day: Annotated[Decimal, Field(ge=Decimal("0.000001"), decimal_places=6)] | None = None
+    """In the currency of PRICES, over the last 24 hours."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -65,7 +67,8 @@ class AllowanceSettings(BaseModel):
     @property
     def allowance(self) -> Allowance:
         """As the gate takes it."""
-        return Allowance(**self.model_dump())
+        spend = None if self.spend_per_day is None else int(self.spend_per_day * MILLIONTHS)
+        return Allowance(**{**self.model_dump(), "spend_per_day": spend})
 
 
 class PriceSettings(BaseModel):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
@@ -104,8 +104,9 @@ async def _all(steps: Iterable[Awaitable[T]]) -> Sequence[T]:
     return await asyncio.gather(*steps)
 
 
-def _item(window: Window) -> RateLimitItemPerMinute:
-    return RateLimitItemPerMinute(window.limit, namespace=window.resource)
+def _item(window: Window) -> RateLimitItem:
+    kind = RateLimitItemPerDay if window.resource == "spend" else RateLimitItemPerMinute
+    return kind(window.limit, namespace=window.resource)
 
 
 def _name(holder: Holder) -> tuple[str, str]:

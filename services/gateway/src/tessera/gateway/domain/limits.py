@@ -12,7 +12,7 @@ from typing import Final, Literal
 from tessera.gateway.domain.errors import ApiError
 
 Scope = Literal["ip", "key", "user", "tenant"]
-Resource = Literal["requests", "tokens"]
+Resource = Literal["requests", "tokens", "spend"]
 
 _BYTES_OF_A_TOKEN: Final = 4
 """Of English text under OpenAI's encodings, about: https://help.openai.com/en/articles/4936856."""
@@ -25,10 +25,13 @@ class Allowance:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_streams: int | None = None
+    spend_per_day: int | None = None
+    """In millionths of the operator's currency."""
 
     def of(self, resource: Resource) -> int | None:
-        """The most of `resource` within a minute."""
-        return self.requests_per_minute if resource == "requests" else self.tokens_per_minute
+        """The most of `resource` within its window."""
+        limits = {"requests": self.requests_per_minute, "tokens": self.tokens_per_minute, "spend": self.spend_per_day}
+        return limits[resource]
 
     def but(self, other: "Allowance") -> "Allowance":
         """This one, with what the other says in its place."""
@@ -40,6 +43,8 @@ class Allowance:
 
 
 UNLIMITED: Final = Allowance()
+MILLIONTHS: Final = 1_000_000
+"""Of the currency: what spending is counted in."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Window:
-    """One count over the last minute."""
+    """One count over the last minute; of what is spent, over the last day."""
 
     holder: Holder
     resource: Resource
@@ -122,6 +127,13 @@ def exceeded(standing: Standing, cost: int) -> ApiError:
         cause=window.resource,
         retry_after=standing.reset_after,
     )
+
+
+def spent(standing: Standing) -> ApiError:
+    """429: nothing may be spent any more. No repeat can succeed soon, so none is suggested."""
+    window = standing.window
+    message = f"You exceeded your current quota: {window.limit / MILLIONTHS:g} per day of this {_WORDS[window.holder.scope]} are spent."
+    return ApiError(429, "insufficient_quota", message, cause="insufficient_quota")
 
 
 def too_many_streams(holder: Holder, limit: int) -> ApiError:

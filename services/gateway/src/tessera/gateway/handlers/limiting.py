@@ -1,9 +1,11 @@
-"""Who may go on, and what it counts for: requests, tokens and streams of an address, a key, a user and a tenant."""
+"""Who may go on, and what it counts for: requests, tokens, streams and spending of an address, a key, a user and a tenant."""
 
+import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 
 from tessera.gateway.domain import limits
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Resource, Scope, Standing
@@ -42,15 +44,33 @@ class Gate:
         await self._take(use, use.holders, "tokens", tokens)
         use.tokens = tokens
 
-    async def settle(self, use: Use, tokens: int) -> None:
-        """Counts what a generation used beyond its reservation, as far as there is room: what is over a full window is forgiven."""
-        windows = limits.windows(self._allowed(use), use.holders, "tokens")
-        beyond = tokens - use.tokens
-        if self._counters is None or not windows or beyond <= 0:
+    async def afford(self, use: Use) -> None:
+        """Raises ApiError 429 where a holder has spent all that it may."""
+        windows = limits.windows(self._allowed(use), use.holders, "spend")
+        if self._counters is None or not windows:
             return
-        use.tokens = tokens
+        short = limits.tightest(standing for standing in await self._counters.standings(windows) or () if standing.remaining <= 0)
+        if short is not None:
+            raise limits.spent(short)
+
+    async def settle(self, use: Use, tokens: int, cost: Decimal | None = None) -> None:
+        """Counts what a generation used beyond its reservation, and what it cost.
+
+        As far as there is room: what is over a full window is forgiven.
+        """
+        beyond = tokens - use.tokens
+        if beyond > 0:
+            use.tokens = tokens
+            await self._add(use, "tokens", beyond)
+        if cost:
+            await self._add(use, "spend", math.ceil(cost * limits.MILLIONTHS))
+
+    async def _add(self, use: Use, resource: Resource, amount: int) -> None:
+        windows = limits.windows(self._allowed(use), use.holders, resource)
+        if self._counters is None or not windows:
+            return
         for standing in await self._counters.standings(windows) or ():
-            if cost := min(beyond, standing.remaining):
+            if cost := min(amount, standing.remaining):
                 await self._counters.take([standing.window], cost)
 
     @asynccontextmanager

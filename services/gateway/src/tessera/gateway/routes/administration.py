@@ -10,7 +10,7 @@ from tessera.contracts.base import TenantId
 from tessera.contracts.events import ServiceControlled
 from tessera.gateway.domain.backlog import Waiting
 from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
-from tessera.gateway.domain.limits import UNLIMITED, Allowance
+from tessera.gateway.domain.limits import MILLIONTHS, UNLIMITED, Allowance
 from tessera.gateway.handlers import access, services
 from tessera.gateway.handlers.handoff import SpoolState, record_name
 from tessera.gateway.ports import KeyDescription, Tenant
@@ -70,7 +70,7 @@ async def create_key(body: KeyBody, caller: Operator) -> NewKeyView:
         environment=caller.rooms.key_environment,
         scopes=tuple(dict.fromkeys(body.scopes)),
         expires_at=body.expires_at,
-        allowance=Allowance(**body.limits.model_dump()) if body.limits else UNLIMITED,
+        allowance=body.limits.allowance if body.limits else UNLIMITED,
         on_disconnect=body.on_disconnect,
     )
     return NewKeyView(key=key.reveal(), **_key_fields(description))
@@ -180,9 +180,14 @@ def _key_fields(key: KeyDescription) -> dict[str, object]:
         "revoked_at": key.revoked_at,
         "former_until": key.former_until,
         "last_used_at": key.last_used_at,
-        "limits": vars(key.allowance),
+        "limits": _limits(key.allowance),
         "on_disconnect": key.on_disconnect,
     }
+
+
+def _limits(allowance: Allowance) -> dict[str, object]:
+    spend = allowance.spend_per_day
+    return {**vars(allowance), "spend_per_day": None if spend is None else spend / MILLIONTHS}
 
 
 def _key_status(key: KeyDescription, now: datetime) -> Literal["active", "expired", "revoked"]:

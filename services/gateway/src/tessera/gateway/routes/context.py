@@ -16,6 +16,7 @@ from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.domain.limits import Holder
+from tessera.gateway.domain.records import Prices
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
@@ -62,6 +63,7 @@ class Rooms:
     models: ModelDirectory = field(default_factory=ModelDirectory)
     statuses: StatusDirectory = field(default_factory=StatusDirectory)
     generation: Limits = field(default_factory=Limits)
+    prices: Prices = field(default_factory=Prices)
     patience: timedelta = timedelta(seconds=15)
     """Longest wait for another service's answer to anything but a generation."""
     key_environment: str = "dev"

@@ -118,6 +118,7 @@ async def _admit(request: Request, caller: Caller, body: GenerationBody) -> None
     """Counts the request for its user, and what it may use for everybody. Raises ApiError 429."""
     if (user := body.end_user()) is not None:
         await caller.rooms.gate.admit(caller.use, Holder("user", f"{caller.tenant_id}\x00{user}"))
+    await caller.rooms.gate.afford(caller.use)
     await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), body.most_generated()))
 
 
@@ -161,7 +162,7 @@ async def _respond(request: Request, caller: Caller, body: GenerationBody, accep
         claim=claim,
         finishes=_finishes(caller, body, asked),
         is_known=partial(is_known, rooms.records, caller.tenant_id, accepted.generation_id),
-        keep=_ended(caller, keeper, claim),
+        keep=_ended(caller, accepted.model.model_id, keeper, claim),
     )
     if not body.streams:
         return await unless_disconnected(request, _whole(generation, answer, keeper))
@@ -198,7 +199,7 @@ async def _frames(generation: Generation, answer: StreamedAnswer, after: FrameId
         raise
 
 
-def _ended(caller: Caller, keeper: Keeper | None, claim: Claim | None) -> Keep:
+def _ended(caller: Caller, model_id: str, keeper: Keeper | None, claim: Claim | None) -> Keep:
     """What is done with the end before anybody is given it. Who joins a generation has not used its tokens."""
     joined = claim is not None and not claim.first
 
@@ -206,7 +207,8 @@ def _ended(caller: Caller, keeper: Keeper | None, claim: Claim | None) -> Keep:
         if keeper is not None:
             await keeper.keep(ending)
         if ending.usage is not None and not joined:
-            await caller.rooms.gate.settle(caller.use, ending.usage.prompt_tokens + ending.usage.completion_tokens)
+            cost = caller.rooms.prices.cost(model_id, ending.usage)
+            await caller.rooms.gate.settle(caller.use, ending.usage.prompt_tokens + ending.usage.completion_tokens, cost)
 
     return ended
 

@@ -8,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 from tessera.contracts.base import Name, TenantId
 from tessera.contracts.events import ConsumerStatus, DependencyStatus, ParkedDecision
 from tessera.gateway.domain.keys import DEFAULT_SCOPES, OnDisconnect
-from tessera.gateway.routes.schemas.common import Body, Instant, View, Whole, as_written, examples
+from tessera.gateway.domain.limits import MILLIONTHS, Allowance
+from tessera.gateway.routes.schemas.common import Body, Instant, Real, View, Whole, as_written, examples
 
 Limit = Annotated[Whole | None, Field(ge=1, le=1_000_000_000)]
-Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin"]
+Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin"]
 
 
 class TenantBody(Body):
@@ -46,6 +47,13 @@ class KeyLimits(Body):
     requests_per_minute: Limit = None
     tokens_per_minute: Limit = None
     concurrent_streams: Limit = None
+    spend_per_day: Annotated[Real | None, Field(ge=0.000001, le=1_000_000_000, description="In the operator's currency.")] = None
+
+    @property
+    def allowance(self) -> Allowance:
+        """As the gate takes it."""
+        spend = None if self.spend_per_day is None else max(1, round(self.spend_per_day * MILLIONTHS))
+        return Allowance(**{**self.model_dump(), "spend_per_day": spend})
 
 
 class KeyBody(Body):
@@ -82,6 +90,7 @@ class KeyLimitsView(View):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrent_streams: int | None
+    spend_per_day: float | None
 
 
 class KeyView(View):
