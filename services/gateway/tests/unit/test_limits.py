@@ -209,7 +209,7 @@ async def test_another_key_of_the_tenant_has_an_allowance_of_its_own(desk: Any) 
 async def test_what_is_said_of_one_key_takes_the_place_of_what_is_said_of_all(desk: Any) -> None:
     limited(desk, key=Allowance(requests_per_minute=1, concurrent_streams=9))
     async with desk.client() as client:
-        body = {"name": "patient", "scopes": ["inference"], "limits": {"requests_per_minute": 2}}
+        body = {"name": "patient", "scopes": ["inference"], "limits": {"requests_per_minute": 2, "spend_per_day": 0.5}}
         desk.store.tenants["default"] = Tenant("default", "d", "active", datetime.now(UTC))
         made = (await client.post("/v1/keys", json=body)).json()
         assert made["limits"] == {
