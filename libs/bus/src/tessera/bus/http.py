@@ -14,14 +14,16 @@ _BACKLOG: Final = 2_048
 
 
 def shared_socket(host: str, port: int) -> socket.socket:
-    """A listening socket that other processes may share (SO_REUSEPORT). Raises OSError when the address is taken otherwise."""
+    """A socket that other processes may share (SO_REUSEPORT), not listening yet: until then they get what comes.
+
+    Raises OSError when the address is taken otherwise.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -42,6 +44,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="auto",
                 ws="none",
                 server_header=False,
+                backlog=_BACKLOG,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=max(1, int(drain.total_seconds())),
             )

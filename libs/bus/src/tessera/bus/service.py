@@ -36,6 +36,10 @@ _JOINING: Final = "bus"
 _SETTLE: Final = timedelta(seconds=5)
 """Beyond the drain deadline: for disconnecting."""
 
+_OPENING: Final = timedelta(seconds=5)
+"""Longest wait of a replica that also serves without Kafka."""
+_LOOK_AGAIN: Final = timedelta(milliseconds=50)
+
 _GARBAGE_THRESHOLDS: Final = (50_000, 20, 100)
 """Python's own (700, 10, 10) look at every record in the queues again and again: up to half of the time of building events."""
 
@@ -90,6 +94,8 @@ class Runtime(Generic[S]):
         self._reloading: list[Reload] = []
         self._leave = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._runs = asyncio.Event()
+        """The bus does."""
         self._fatal: FatalError | None = None
 
     # --- for build --------------------------------------------------------------------------------
@@ -188,13 +194,25 @@ class Runtime(Generic[S]):
 
     def _serve(self, tasks: list[asyncio.Task[None]]) -> None:
         tasks += [asyncio.create_task(self._supervised(name, work), name=name) for name, work in self._workers.items()]
-        tasks += [asyncio.create_task(server.run_until_told(), name="http") for server in self._servers]
         tasks.append(asyncio.create_task(self._reporter.run(), name="status"))
-        self.health.phase = "serving"
+        if self._servers:
+            tasks.append(asyncio.create_task(self._open(), name="http"))
+        else:
+            self.health.phase = "serving"
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GARBAGE_THRESHOLDS)
         _log.info("service started", service=self.settings.service, instance=self.settings.instance)
+
+    async def _open(self) -> None:
+        """Serves once this replica is of use: until then others on the same port get what comes. Without Kafka it is of use as it is."""
+        opening = asyncio.get_running_loop().time() + _OPENING.total_seconds()
+        while not (self._runs.is_set() and await self.health.useful()) and not self._stopping.is_set():
+            if asyncio.get_running_loop().time() >= opening:
+                break
+            await asyncio.sleep(_LOOK_AGAIN.total_seconds())
+        self.health.phase = "draining" if self._stopping.is_set() else "serving"
+        await asyncio.gather(*(server.run_until_told() for server in self._servers))
 
     async def _start_bus(self) -> None:
         """Waits as long as Kafka or its topics are not there: the admin port says so meanwhile."""
@@ -208,6 +226,7 @@ class Runtime(Generic[S]):
                 _log.warning("waiting for Kafka", error=str(error), failures=failures)
                 await asyncio.sleep(BACKOFF.pause(failures).total_seconds())
         await self.bus.start()
+        self._runs.set()
 
     def _begin_admin(self) -> asyncio.Task[None]:
         listener = listening_socket(self.settings.admin_host, self.settings.admin_port)

@@ -128,6 +128,14 @@ class Health:
         dependencies = await self._dependency_reports()
         return ReadyReport(status=self._status(dependencies), service=self.service, instance=self.instance, dependencies=dependencies)
 
+    async def useful(self) -> bool:
+        """Whether it could serve if it did: everything required can be used. Never raises; what cannot be used yet is asked again."""
+        reports = await self._dependency_reports()
+        lacks = any(report.required and report.status == "down" for report in reports.values())
+        if lacks:
+            self._checked_at = float("-inf")
+        return not lacks
+
     async def live(self) -> LiveReport:
         """Runs the liveness checks, each within the check time-out. Never raises."""
         checks = dict(self._liveness)  # more may be added while these run
