@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
-from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData
-from tessera.contracts.events import DatasetReference, ModelDeclared, ModelReference
+from tessera.contracts.events import DatasetReference, GenerationRequested, ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.consistency import Tokens
@@ -60,6 +60,8 @@ class MemoryLog:
     sent: list[AcceptedEvent] = field(default_factory=list)
     rejects: Callable[[AcceptedEvent], Exception | None] = lambda _: None
     openings: int | None = None
+    requests: dict[tuple[str, str], Received[GenerationRequested]] = field(default_factory=dict)
+    searched: list[tuple[str, datetime]] = field(default_factory=list)
 
     async def publish(self, data: EventData, call: Call, **more: Any) -> Published:
         if error := self.refuses(data):
@@ -85,6 +87,10 @@ class MemoryLog:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def requested(self, tenant_id: str, generation_id: str, at: datetime) -> Received[GenerationRequested] | None:
+        self.searched.append((generation_id, at))
+        return self.requests.get((tenant_id, generation_id))
 
     async def next_offset(self, partition: int) -> int:
         return 7
@@ -170,6 +176,9 @@ class MemoryGenerations:
         first = (tenant_id, generation_id) not in self.rows
         digest, place = self.rows.setdefault((tenant_id, generation_id), (body_digest, since))
         return Claim(first, digest == body_digest, place, datetime.now().astimezone())
+
+    async def claimed_at(self, tenant_id: str, generation_id: str) -> datetime | None:
+        return datetime.now().astimezone() if (tenant_id, generation_id) in self.rows else None
 
 
 class MemoryStored:

@@ -213,8 +213,10 @@ async def test_what_is_said_of_one_key_takes_the_place_of_what_is_said_of_all(de
         desk.store.tenants["default"] = Tenant("default", "d", "active", datetime.now(UTC))
         made = (await client.post("/v1/keys", json=body)).json()
         assert made["limits"] == {
-            **{"requests_per_minute": 2, "tokens_per_minute": None},
-            **{"concurrent_streams": None, "spend_per_day": 0.5},
+            "requests_per_minute": 2,
+            "tokens_per_minute": None,
+            "concurrent_streams": None,
+            "spend_per_day": 0.5,
         }
         headers = {"authorization": f"Bearer {made['key']}"}
         assert [(await client.get("/v1/models", headers=headers)).status_code for _ in range(3)] == [200, 200, 429]

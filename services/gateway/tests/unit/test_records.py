@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 
 from tessera.bus import Received
+from tessera.contracts import uuid7
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import Problem, RetryableError
 from tessera.contracts.events import (
@@ -184,6 +186,20 @@ async def test_a_generation_whose_request_is_still_on_its_way_is_waited_for(desk
         assert (await client.get("/v1/generations/g")).json()["status"] == "running"
 
 
+async def test_a_request_that_a_dead_replica_was_to_write_down_is_found_in_the_log(desk: Any) -> None:
+    name, keyed = str(uuid7()), "keyed"
+    for each in (name, keyed):
+        desk.log.requests["default", each] = received(requested(generation_id=each, reply_offset=0))
+    desk.rooms.generations.rows["default", keyed] = (b"", Since(3, 0))
+    async with desk.client() as client:
+        for each in (name, keyed):
+            assert (await client.get(f"/v1/generations/{each}")).json()["status"] == "running"
+        for unknown in ("nobody", str(UUID(int=uuid7().int & ~(2**79 - 1) >> 3)), str(uuid7(1)), str(uuid7())):
+            assert (await client.get(f"/v1/generations/{unknown}")).status_code == 404
+    assert [searched for searched, _ in desk.log.searched[:2]] == [name, keyed]
+    assert len(desk.log.searched) == 3
+
+
 async def test_another_tenants_generation_does_not_exist(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "_ARRIVING", timedelta(0))
     stream(desk)
@@ -250,4 +266,4 @@ async def test_usage_of_another_tenant_needs_an_operator(desk: Any) -> None:
 
 async def test_whether_it_is_known_is_no_reason_to_fail(desk: Any) -> None:
     desk.rooms.records.away = RetryableError("away")
-    assert not await handlers.is_known(desk.rooms.records, "default", "g")
+    assert not await handlers.is_known(desk.rooms.records, desk.log, "default", "g", NOW)

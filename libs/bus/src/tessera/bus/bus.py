@@ -16,6 +16,7 @@ from tessera.bus.deadletters import UNREADABLE, DeadLetter
 from tessera.bus.events import Origin, Position, Received
 from tessera.bus.freshness import LogEnds
 from tessera.bus.letters import DeadLetterLog
+from tessera.bus.lookup import Lookup
 from tessera.bus.outbox import OutboxRow
 from tessera.bus.publisher import Publisher
 from tessera.bus.quarantine import Quarantine
@@ -61,6 +62,7 @@ class Bus:
         self._tables: list[Table] = []
         self._requests: Requests | None = None
         self.dead_letters = DeadLetterLog(settings.kafka, self._client_id("dead-letters"), self._directory)
+        self.lookup = Lookup(settings.kafka, self._client_id("lookup"), self._publisher)
         self.log_ends = LogEnds(settings.kafka, self._client_id("log-ends"), self._directory, self._publisher)
         self._relay = Relay(settings, database, self._publisher, self._directory) if database is not None else None
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import BinaryIO, Literal, Protocol
 
-from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position
+from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData, RequestData
-from tessera.contracts.events import DatasetReference
+from tessera.contracts.events import DatasetReference, GenerationRequested
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.backlog import Place, Waiting
 from tessera.gateway.domain.keys import OnDisconnect, StoredKey
@@ -128,6 +128,10 @@ class Log(Protocol):
         """The answer. Raises ApiError with the answering service's problem, or 504 `timed_out` when the caller's patience is over."""
         ...
 
+    async def requested(self, tenant_id: str, generation_id: str, at: datetime) -> Received[GenerationRequested] | None:
+        """The request of a generation, from the log itself, if it was written at about `at` or later."""
+        ...
+
     async def next_offset(self, partition: int) -> int:
         """A place in our reply partition before every reply to what is published from now on."""
         ...
@@ -208,6 +212,10 @@ class Generations(Protocol):
 
     async def claim(self, tenant_id: str, generation_id: str, body_digest: bytes, since: Since) -> Claim:
         """Writes the row, or finds the one that is there."""
+        ...
+
+    async def claimed_at(self, tenant_id: str, generation_id: str) -> datetime | None:
+        """When the row was written; None where there is none."""
         ...
 
 

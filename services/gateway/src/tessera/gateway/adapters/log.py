@@ -5,13 +5,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 
 from tessera import resilience
-from tessera.bus import Bus, Outgoing, Position, Reply, faults
+from tessera.bus import Bus, Outgoing, Position, Received, Reply, faults
 from tessera.bus.codec import Encoded
 from tessera.bus.errors import RequestFailedError
 from tessera.contracts.base import EventData, RequestData
 from tessera.contracts.catalogue import ingestion_topic
 from tessera.contracts.errors import InvalidError, Problem, RetryableError
-from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, RequestFailed
+from tessera.contracts.events import GenerationChunk, GenerationCompleted, GenerationFailed, GenerationRequested, RequestFailed
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, of_problem
@@ -105,6 +105,13 @@ class BusLog:
         """The answer, or the problem as an ApiError."""
         with told():
             return await self._requests.ask(data, tenant_id=call.tenant_id, request_id=call.request_id, timeout=call.patience, key=key)
+
+    async def requested(self, tenant_id: str, generation_id: str, at: datetime) -> Received[GenerationRequested] | None:
+        """By the id that it was published with."""
+        with told():
+            return await self._bus.lookup.find(
+                GenerationRequested, tenant_id=tenant_id, event_id=generation_id, key=generation_id.encode(), written_at=at
+            )
 
     async def next_offset(self, partition: int) -> int:
         """A place before every reply to what is published from now on."""

@@ -86,6 +86,12 @@ class PostgresGenerations:
         place = Since(row["reply_partition"], row["reply_offset"])
         return Claim(written.rowcount == 1, row["body_digest"] == body_digest, place, row["created_at"])
 
+    async def claimed_at(self, tenant_id: str, generation_id: str) -> datetime | None:
+        """One read."""
+        async with self._database.reading(tenant_id) as connection:
+            row = (await connection.execute(_CLAIMED, {"tenant_id": tenant_id, "id": generation_id})).mappings().one_or_none()
+        return None if row is None else row["created_at"]
+
 
 class PostgresTenants:
     """Implements `ports.Tenants`. The operator's view: it works across tenants, with the worker role."""

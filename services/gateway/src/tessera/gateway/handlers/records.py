@@ -1,10 +1,11 @@
 """What became of generations: written down as their events tell it, looked for in the log where none does, added up by day."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 from tessera.bus import Received
 from tessera.contracts.errors import Problem, RetryableError
@@ -29,11 +30,14 @@ _AGAIN: Final = timedelta(seconds=60)
 _READING: Final = timedelta(seconds=10)
 _AT_ONCE: Final = 20
 _COUNTED_AT_ONCE: Final = 5_000
-_ARRIVING: Final = timedelta(seconds=2)
+_ARRIVING: Final = timedelta(milliseconds=500)
+_SKEW: Final = timedelta(seconds=5)
 _LOOK_EVERY: Final = timedelta(milliseconds=50)
 _HOPELESS: Final = timedelta(days=1)
 """As long as the log keeps replies."""
 _LOST: Final = Problem(code="generation_lost", message="The log holds no end of this generation.", status=500)
+
+ClaimedAt = Callable[[], Awaitable[datetime | None]]
 
 _log = get_logger(__name__)
 
@@ -48,21 +52,41 @@ async def generations_ended(events: Sequence[Received[GenerationEnded]], records
     await records.end([_told(event, prices) for event in events])
 
 
-async def found(records: GenerationRecords, tenant_id: str, generation_id: str) -> GenerationRecord:
-    """The record. One whose event is still on its way is waited for. Raises ApiError 404 where it does not come."""
+async def found(records: GenerationRecords, log: Log, tenant_id: str, generation_id: str, claimed_at: ClaimedAt) -> GenerationRecord:
+    """The record; else, after a moment, the request itself from the log: a replica that died holds up what it was to write down.
+
+    `claimed_at` tells when the row of its Idempotency-Key was written, where it has one. Raises ApiError 404 where there is neither.
+    """
     until = asyncio.get_running_loop().time() + _ARRIVING.total_seconds()
     while (record := await records.find(tenant_id, generation_id)) is None:
-        if asyncio.get_running_loop().time() >= until:
+        if asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(_LOOK_EVERY.total_seconds())
+            continue
+        at = _begun_at(generation_id) or await claimed_at()
+        event = None if at is None else await log.requested(tenant_id, generation_id, at)
+        if event is None:
             raise not_found("generation_not_found", f"The generation '{generation_id}'")
-        await asyncio.sleep(_LOOK_EVERY.total_seconds())
+        return _requested(event)
     return record
 
 
-async def is_known(records: GenerationRecords, tenant_id: str, generation_id: str) -> bool:
-    """Whether its event has been heard of; False also where that cannot be found out."""
+def _begun_at(generation_id: str) -> datetime | None:
+    """When an id of our own was made, by its own time; None for what can be none, or is older than what the log keeps."""
     try:
-        return await records.find(tenant_id, generation_id) is not None
-    except (RetryableError, CircuitOpenError):
+        name = UUID(generation_id)
+    except ValueError:
+        return None
+    at = datetime.fromtimestamp((name.int >> 80) / 1_000, UTC) if name.version == 7 else None
+    return at if at is not None and timedelta(0) <= datetime.now(UTC) - at + _SKEW <= _HOPELESS else None
+
+
+async def is_known(records: GenerationRecords, log: Log, tenant_id: str, generation_id: str, at: datetime) -> bool:
+    """Whether its event, written at `at` or later, has been heard of or is in the log; False also where that cannot be found out."""
+    try:
+        if await records.find(tenant_id, generation_id) is not None:
+            return True
+        return await log.requested(tenant_id, generation_id, at) is not None
+    except (RetryableError, CircuitOpenError, ApiError):
         return False
 
 

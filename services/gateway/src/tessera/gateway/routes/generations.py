@@ -161,7 +161,7 @@ async def _respond(request: Request, caller: Caller, body: GenerationBody, accep
         caller.generation_limits,
         claim=claim,
         finishes=_finishes(caller, body, asked),
-        is_known=partial(is_known, rooms.records, caller.tenant_id, accepted.generation_id),
+        is_known=partial(is_known, rooms.records, rooms.log, caller.tenant_id, accepted.generation_id, claim.created_at) if claim else None,
         keep=_ended(caller, accepted.model.model_id, keeper, claim),
     )
     if not body.streams:

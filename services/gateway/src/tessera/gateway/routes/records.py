@@ -2,6 +2,7 @@
 
 import json
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Query
@@ -91,7 +92,8 @@ async def stream_generation(generation_id: Generation, caller: Inference, last_e
 
 
 async def _found(caller: Caller, generation_id: str) -> GenerationRecord:
-    return await found(caller.rooms.records, caller.tenant_id, _generation(generation_id))
+    rooms, name = caller.rooms, _generation(generation_id)
+    return await found(rooms.records, rooms.log, caller.tenant_id, name, partial(rooms.generations.claimed_at, caller.tenant_id, name))
 
 
 def _generation(name: str) -> str:
