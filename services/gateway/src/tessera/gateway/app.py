@@ -43,6 +43,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     settings = runtime.settings
     store = ObjectStore(settings.objects)
     rooms = await _rooms(runtime, store)
+    rooms.models.names = settings.model_names
     tables = consumers.register(runtime.bus, rooms.models, rooms.statuses)
     runtime.add_dependency("objects", required=False, check=store.check, breaker=store.breaker)
     for name, table in tables.items():

@@ -11,6 +11,7 @@ from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Scope
+from tessera.gateway.domain.names import ModelNames
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -129,6 +130,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     cors_origins: frozenset[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = frozenset()
     """Origins whose pages may call from a browser, such as `["https://app.example.com"]`; `["*"]` for all. None by default."""
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    """Other names of models, such as `{"gpt-4o": "my-model", "gpt-*": "my-model"}`: the longest pattern goes first (docs/models.md)."""
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 
@@ -141,6 +144,18 @@ class GatewaySettings(ServiceSettings, service="gateway"):
         if keys.parse(key.get_secret_value()) is None:
             raise ValueError("not a key tsr_<env>_<id>_<secret><checksum>; print one with python -m tessera.gateway.development_key")
         return key
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        """Compose files give an empty value where there is none."""
+        return {} if value == "" else value
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _can_be_meant(cls, targets: dict[str, str]) -> dict[str, str]:
+        ModelNames(targets)
+        return targets
 
     @model_validator(mode="after")
     def _refuses_after_the_last_copy(self) -> Self:
@@ -163,6 +178,11 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     def kafka_required(self) -> bool:
         """With a spool the gateway goes on accepting without Kafka."""
         return self.spool.folder is None
+
+    @property
+    def model_names(self) -> ModelNames:
+        """As the directory of models takes them."""
+        return ModelNames(self.model_aliases)
 
     @property
     def pepper(self) -> bytes:

@@ -104,7 +104,7 @@ async def _respond(
     if claim is not None:
         accepted = accepted.model_copy(update={"reply_partition": claim.since.partition})
     created = int(claim.created_at.timestamp() if claim else time.time())
-    answer = Answer(form, accepted.generation_id, body.model, created, body.wants_usage, body.wants_obfuscation, consistency)
+    answer = Answer(form, accepted.generation_id, accepted.model.model_id, created, body.wants_usage, body.wants_obfuscation, consistency)
     keeper = await _keeper(caller, body, answer, accepted, claim)
     generation = Generation(rooms.log, accepted, caller.call, rooms.generation, claim=claim, keep=_ended(caller, keeper, claim))
     if not body.streams:
