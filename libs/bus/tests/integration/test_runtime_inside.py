@@ -29,11 +29,12 @@ async def test_a_whole_life(  # noqa: PLR0917
     producer: CloudEventProducer,
     reader: Callable[..., Any],
 ) -> None:
-    for name, value in ground.environment().items():
+    own = {"TESSERA_MEMORY__INSTANCE": "inside", "TESSERA_MEMORY__DRAIN_SECONDS": "2"}
+    for name, value in {**ground.environment(), **own}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PROBE_HTTP_PORT", str(free_ports(("http",))["http"]))
     reloaded: list[Any] = []
-    runtime.on_reload(reloaded.append)
+    runtime.on_reload(lambda settings: lambda: reloaded.append(settings))
     runtime.add_dependency("optional", required=False, check=_down)
     running = asyncio.create_task(runtime.run(probe.build))
     await eventually(lambda: runtime.health.phase == "serving", timeout=30)

@@ -72,8 +72,12 @@ def test_a_declared_model_always_means_itself() -> None:
 
 
 def test_aliases_are_listed_with_their_model_and_patterns_are_not() -> None:
-    listed = directory("large", "chat").all()
-    assert {name: model.declaration.model.model_id for name, model in listed.items()} == {"chat": "chat", "gpt-4o": "large", "large": "large"}
+    listed = {name: model.declaration.model.model_id for name, model in directory("large", "chat").all().items()}
+    assert listed == {
+        "chat": "chat",
+        "gpt-4o": "large",
+        "large": "large",
+    }
 
 
 @pytest.mark.parametrize(

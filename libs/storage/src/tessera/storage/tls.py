@@ -92,10 +92,11 @@ class _RenewingContext(ssl.SSLContext):
             _log.warning("replaced TLS files are not taken: %s", error)
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        return [_fingerprint(file) for file in self._files]
+        return [fingerprint(file) for file in self._files]
 
 
-def _fingerprint(file: Path) -> tuple[int, int, int] | None:
+def fingerprint(file: Path) -> tuple[int, int, int] | None:
+    """What differs when a file has been written or replaced; None where there is none."""
     try:
         found = os.stat(file)  # noqa: PTH116 - Path.stat says the same in more words and more time
     except OSError:

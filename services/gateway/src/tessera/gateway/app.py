@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from tessera.bus.reloading import Prepare, Swap
 from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
@@ -25,6 +26,7 @@ from tessera.gateway.handlers.limiting import Gate
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
+from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.gateway.settings import GatewaySettings
 from tessera.resilience import Breaker, RetryPolicy, retrying
@@ -55,7 +57,25 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
-    runtime.add_http_server(application(rooms, _edge_limits(settings), settings.cors_origins), settings.host, settings.port)
+    face = application(rooms, _edge_limits(settings), settings.cors_origins)
+    runtime.add_http_server(face, settings.host, settings.port)
+    runtime.on_reload(_following(rooms, face))
+
+
+def _following(rooms: Rooms, face: Cors) -> Prepare[GatewaySettings]:
+    """What changes while the gateway runs; a request meets all of it as it was or all of it as it is."""
+
+    def prepare(settings: GatewaySettings) -> Swap:
+        allowances, names = settings.limits.allowances, settings.model_names
+
+        def swap() -> None:
+            rooms.gate.allow(allowances)
+            rooms.models.names = names
+            face.allow(settings.cors_origins)
+
+        return swap
+
+    return prepare
 
 
 async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:

@@ -98,6 +98,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """The gateway's settings, on top of those that every service has."""
 
     serves_without_kafka: ClassVar[bool] = True
+    reloadable: ClassVar[frozenset[str]] = ServiceSettings.reloadable | {"limits", "cors_origins", "model_aliases"}
 
     # A wrong key or pepper must not be repeated in the complaint about it.
     model_config = SettingsConfigDict(hide_input_in_errors=True)

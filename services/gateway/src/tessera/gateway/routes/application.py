@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp
 
 from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
 from tessera.gateway.routes.context import Require, Rooms
@@ -48,10 +47,9 @@ _GENERATION_ERRORS: Final = {"422": "The model has nothing to answer from yet.",
 _PUBLIC_ERRORS: Final = ("500", "503")
 
 
-def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> ASGIApp:
+def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> Cors:
     """The whole HTTP face of the gateway, ready for a server. Browsers may call it from pages of `origins`."""
-    app = Edge(api(rooms), limits)
-    return Cors(app, origins) if origins else app
+    return Cors(Edge(api(rooms), limits), origins)
 
 
 def api(rooms: Rooms) -> FastAPI:
