@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
@@ -100,12 +101,12 @@ class Runtime(Generic[S]):
             raise ValueError(f"there is a worker {name!r} already")
         self._workers[name] = run
 
-    def add_http_server(self, app: Any, host: str, port: int) -> tuple[str, int]:
-        """Serves an ASGI application once the bus runs; several processes may share the port. Returns the address.
+    def add_http_server(self, app: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+        """Serves an ASGI application once the bus runs, over TLS where `tls` is given; processes may share the port. Returns the address.
 
         Raises OSError when the address is taken by something else.
         """
-        server = HttpServer(app, host, port, drain=self.settings.drain)
+        server = HttpServer(app, host, port, drain=self.settings.drain, tls=tls)
         self._servers.append(server)
         return server.address
 

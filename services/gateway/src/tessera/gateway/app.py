@@ -58,7 +58,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     face = application(rooms, _edge_limits(settings), settings.cors_origins)
-    runtime.add_http_server(face, settings.host, settings.port)
+    runtime.add_http_server(face, settings.host, settings.port, tls=settings.tls.listening_context())
     runtime.on_reload(_following(rooms, face))
 
 

@@ -12,6 +12,7 @@ from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Scope
 from tessera.gateway.domain.names import ModelNames
+from tessera.storage import ListenerTls
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -106,6 +107,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Several gateway processes may share it (SO_REUSEPORT)."""
+    tls: ListenerTls = Field(default_factory=ListenerTls)
     key_pepper: SecretStr = SecretStr(DEVELOPMENT_PEPPER)
     """Secret under which API keys are hashed. Changing it makes every key invalid."""
     bootstrap_key: SecretStr | None = None
