@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
 from tessera.gateway.routes.context import Require, Rooms
 from tessera.gateway.routes.cors import Cors
+from tessera.gateway.routes.deprecation import DEPRECATED
 from tessera.gateway.routes.edge import Edge, EdgeLimits
 from tessera.gateway.routes.schemas.common import ErrorBody
 
@@ -139,3 +140,5 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
             operation["responses"].setdefault(status, {"description": description, "content": {"application/json": {"schema": _ERROR}}})
         if scope:
             operation["x-required-scope"] = scope
+        if (method, route.path_format) in DEPRECATED:
+            operation["deprecated"] = True

@@ -16,6 +16,9 @@ _READABLE: Final = (
     "x-request-id",
     "openai-processing-ms",
     "retry-after",
+    "deprecation",
+    "sunset",
+    "link",
     *(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset") for resource in ("requests", "tokens")),
 )
 

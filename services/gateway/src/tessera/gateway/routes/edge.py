@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.contracts import uuid7
+from tessera.gateway.routes import deprecation
 from tessera.gateway.routes.problems import as_api_error, error_response
 from tessera.telemetry import bound, continued, get_logger, span
 
@@ -169,6 +170,8 @@ def _decorating(exchange: _Exchange, send: Send) -> Send:
                 headers["strict-transport-security"] = _ONLY_ENCRYPTED
             use = exchange.scope["state"].get("use")
             for name, value in use.headers().items() if use else ():
+                headers[name] = value
+            for name, value in deprecation.headers(exchange.scope).items():
                 headers[name] = value
             headers["openai-processing-ms"] = str(round(exchange.elapsed_ms))
         await send(message)
