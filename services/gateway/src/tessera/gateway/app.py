@@ -23,7 +23,8 @@ from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
-from tessera.gateway.ports import Tenants
+from tessera.gateway.handlers.unauthenticated import Unauthenticated, make_tenant
+from tessera.gateway.ports import Keys, Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.cors import Cors
@@ -31,7 +32,9 @@ from tessera.gateway.routes.edge import EdgeLimits
 from tessera.gateway.settings import GatewaySettings
 from tessera.resilience import Breaker, RetryPolicy, retrying
 from tessera.storage import ObjectStore, redis_client
+from tessera.telemetry import get_logger
 
+_log = get_logger(__name__)
 _PATIENT = RetryPolicy(attempts=None, maximum=timedelta(seconds=2))
 
 
@@ -57,6 +60,8 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
+    if settings.authentication == "off":
+        _let_everybody_in(runtime, rooms.tenants)
     face = application(rooms, _edge_limits(settings), settings.cors_origins)
     runtime.add_http_server(face, settings.host, settings.port, tls=settings.tls.listening_context())
     runtime.on_reload(_following(rooms, face))
@@ -98,7 +103,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         stored=PostgresStoredCompletions(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
-        authenticator=Authenticator(PostgresKeys(database), settings.pepper),
+        authenticator=_authenticator(settings, PostgresKeys(database)),
         ready=ready,
         gate=_gate(runtime),
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
@@ -106,6 +111,12 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         key_environment=settings.key_environment,
         instance=settings.instance,
     )
+
+
+def _authenticator(settings: GatewaySettings, store: Keys) -> Authenticator:
+    if settings.authentication == "off":
+        return Unauthenticated(store, settings.pepper, settings.development_tenant)
+    return Authenticator(store, settings.pepper)
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:
@@ -172,6 +183,25 @@ def _edge_limits(settings: GatewaySettings) -> EdgeLimits:
         upload_bytes=settings.maximum_upload_bytes,
         body_timeout=timedelta(seconds=settings.body_timeout_seconds),
     )
+
+
+def _let_everybody_in(runtime: Runtime[GatewaySettings], tenants: Tenants) -> None:
+    """Makes the tenant of everybody once Kafka and Postgres answer; the gateway is not ready before."""
+    tenant_id, made = runtime.settings.development_tenant, asyncio.Event()
+    _log.warning("authentication is off: whoever reaches the port reads and writes the data of this tenant", tenant_id=tenant_id)
+
+    async def work(stopping: asyncio.Event) -> None:
+        patiently = retrying(_PATIENT, lambda error: isinstance(error, RetryableError) and not stopping.is_set())
+        await patiently(make_tenant, tenants, tenant_id)
+        made.set()
+        await stopping.wait()
+
+    async def check() -> None:
+        if not made.is_set():
+            raise RetryableError("the development tenant is not made yet")
+
+    runtime.add_worker("development tenant", work)
+    runtime.add_dependency("development tenant", required=True, check=check)
 
 
 def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticator: Authenticator) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -116,6 +116,10 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     Print one with `python -m tessera.gateway.development_key`."""
     bootstrap_tenant: TenantId = "default"
     """The tenant of the bootstrap key."""
+    authentication: Literal["required", "off"] = "required"
+    """`off`: every request is the development tenant's, whatever key it shows, with every scope but `admin`. Refused in production."""
+    development_tenant: TenantId = "default"
+    """Whose requests they are while authentication is off."""
     generation_timeout_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
     keep_alive_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
     """How often a quiet stream shows that it lives."""
@@ -170,6 +174,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     def _fits_production(self) -> Self:
         if self.profile != "production":
             return self
+        if self.authentication == "off":
+            raise ValueError("authentication must not be off in the profile production: everybody would be the tenant development_tenant")
         if self.bootstrap_key is not None:
             raise ValueError("bootstrap_key is refused in the profile production; make keys with the tessera command")
         pepper = self.key_pepper.get_secret_value()
