@@ -56,6 +56,7 @@ async def test_a_service_says_how_it_is_and_obeys_control(
     settings.write_text("TESSERA__TELEMETRY__LOG_LEVEL=DEBUG")
     await eventually(lambda: '"log_level": "DEBUG"' in process.log(), timeout=20)
     settings.write_text("TESSERA__DRAIN_SECONDS=4")
+    process.tell(signal.SIGHUP)
     await eventually(lambda: "a restart is needed" in process.log(), timeout=20)
     process.tell(signal.SIGTERM)
     assert await process.ended() == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from structlog.testing import capture_logs
 
 from tessera.bus.reloading import Quiet, Reloader, Swap, follow_file
@@ -19,6 +19,8 @@ from tessera.testkit import eventually
 
 class Limits(BaseModel):
     """Nested settings."""
+
+    model_config = ConfigDict(extra="forbid")
 
     requests: int = 1
     token: SecretStr = SecretStr("hidden")
@@ -82,6 +84,7 @@ def test_every_follower_has_the_new_ones_at_once(file: Path) -> None:
     [
         ("LIMITS__REQUESTS=many\nNAMES={no json\nPORT=x", ["LIMITS__REQUESTS", "NAMES", "PORT", "3 settings are wrong"]),
         ("LIMITS__REQUESTS=9\nPORT=8\nLIMITS__TOKEN=new", ["a restart is needed", "TESSERA_MEMORY__LIMITS__TOKEN, TESSERA_MEMORY__PORT"]),
+        ("LIMTS__REQUESTS=9\nLIMITS__REQUEST=9", ["LIMTS__REQUESTS: Extra inputs", "LIMITS__REQUEST: Extra inputs"]),
         ("LIMITS__REQUESTS=13", ["13 cannot be put into effect"]),
     ],
 )

@@ -19,7 +19,7 @@ Swap = Callable[[], None]
 Prepare = Callable[[S], Swap]
 """Checks fresh settings and returns what puts them into effect, which must not fail. Raises ValueError where they cannot be."""
 
-LOOK_EVERY: Final = timedelta(seconds=2)
+LOOK_EVERY: Final = timedelta(seconds=1)
 
 _log = get_logger(__name__)
 

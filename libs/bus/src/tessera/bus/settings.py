@@ -6,7 +6,7 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -19,10 +19,13 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+from pydantic_settings.sources import DotenvFiltering
 
 from tessera.contracts.catalogue import REPLY_PARTITIONS
 from tessera.storage import ObjectStoreSettings, PostgresSettings, RedisSettings, TlsFiles
 from tessera.telemetry import TelemetrySettings
+
+_COMMON: Final = "TESSERA__"
 
 Profile = Literal["development", "test", "production"]
 
@@ -222,7 +225,7 @@ class ServiceSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Given values, the service's variables, the common ones, then files."""
-        prefixes = (f"TESSERA_{cls.service.upper()}__", "TESSERA__")
+        prefixes = (f"TESSERA_{cls.service.upper()}__", _COMMON)
         variables = [_Variables(settings_cls, env_prefix=prefix) for prefix in prefixes]
         lines = [_Lines(settings_cls, file, env_prefix=prefix) for file in settings_file() for prefix in prefixes]
         return (init_settings, *variables, *lines, *_secret_files(settings_cls, file_secret_settings, prefixes))
@@ -272,10 +275,11 @@ class _Variables(EnvSettingsSource):
 
 
 class _Lines(_Variables, DotEnvSettingsSource):
-    """Lines of a file, which names the settings of other services too."""
+    """Lines of a file, which names the settings of other services too. A service's own that does not exist is an error."""
 
     def __init__(self, settings_cls: type[BaseSettings], file: Path, *, env_prefix: str) -> None:
-        DotEnvSettingsSource.__init__(self, settings_cls, file, "utf-8", "only_existing", env_prefix=env_prefix)
+        filtering: DotenvFiltering = "only_existing" if env_prefix == _COMMON else "match_prefix"
+        DotEnvSettingsSource.__init__(self, settings_cls, file, "utf-8", filtering, env_prefix=env_prefix)
 
 
 def _secret_files(
