@@ -24,7 +24,7 @@ LOOK_EVERY: Final = timedelta(seconds=1)
 _log = get_logger(__name__)
 
 
-def explained(settings_class: type[ServiceSettings], error: ValueError) -> str:
+def explained(settings_class: type[ServiceSettings], error: ValueError | OSError) -> str:
     """One line per fault, each with the variable to set; values are not shown, they may be secrets."""
     if not isinstance(error, ValidationError):
         return f"tessera {settings_class.service}: {error}\n"
@@ -62,7 +62,7 @@ class Reloader(Generic[S]):
             changed = tuple(_differences(self.settings, fresh))
             self._check_reloadable(changed)
             swaps = [prepare(fresh) for prepare in self._followers]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             metrics.SETTINGS_RELOADS.labels(outcome="refused").inc()
             _log.error("settings not reloaded, those from before stay", problems=explained(type(self.settings), error))
             return False
