@@ -21,8 +21,7 @@ def runtime(ground: Any, probe: Any) -> Runtime[Any]:
     return Runtime(settings)
 
 
-async def test_a_whole_life(  # noqa: PLR0917
-    runtime: Runtime[Any],
+async def test_a_whole_life(
     probe: Any,
     monkeypatch: pytest.MonkeyPatch,
     ground: Any,
@@ -33,6 +32,7 @@ async def test_a_whole_life(  # noqa: PLR0917
     for name, value in {**ground.environment(), **own}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PROBE_HTTP_PORT", str(free_ports(("http",))["http"]))
+    runtime = Runtime(probe.ProbeSettings())
     reloaded: list[Any] = []
     runtime.on_reload(lambda settings: lambda: reloaded.append(settings))
     runtime.add_dependency("optional", required=False, check=_down)

@@ -49,7 +49,7 @@ def test_names_origins_and_limits_change_together_and_what_is_wrong_changes_none
     eventually_blocking(taken)
     assert [each for each in noticed if each not in (([], None, None), TAKEN)] == []
     _ask_by_another_name(gateway)
-    gateway.settings.write_text(GOOD.replace("100000", "5") + "TESSERA_GATEWAY__PORT=1")
+    gateway.settings.write_text(GOOD.replace("100000", "5") + "TESSERA_GATEWAY__PUBLISH_TIMEOUT_SECONDS=4")
     assert client.post("/v1/services/gateway/control", json={"action": "reload"}).status_code == 202
     eventually_blocking(lambda: "a restart is needed" in refusals(gateway))
     assert seen(client) == TAKEN
