@@ -1,12 +1,14 @@
 """The chart renders strictly valid objects, and refuses what cannot work."""
 
 import importlib.util
+import io
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from dotenv import dotenv_values
 
 from tessera.local.certificates import Authority
 from tessera.memory.settings import MemorySettings
@@ -111,6 +113,31 @@ def test_the_spool_is_on_where_there_is_a_claim_and_nowhere_else(chart: ModuleTy
         assert (variables.get("TESSERA_GATEWAY__SPOOL__FOLDER") == mounted.get("spool", "")) is expected
         assert (variables.get("TESSERA_GATEWAY__SPOOL__MAXIMUM_BYTES") == "1073741824") is expected
         assert any(volume["name"] == "spool" for volume in pod["volumes"]) is expected
+
+
+FULL: dict[str, Any] = yaml.safe_load((ROOT / "helm/tessera/ci/full-values.yaml").read_text())
+
+
+def test_settings_that_reload_are_a_file_in_every_pod_and_restart_none(chart: ModuleType) -> None:
+    before, after = chart.rendered(FULL), chart.rendered({**FULL, "settings": {"TESSERA_GATEWAY__CORS_ORIGINS": "[]"}})
+    for service in ("gateway", "memory"):
+        assert _deployment(before, service) == _deployment(after, service)
+        container = _deployment(before, service)["spec"]["template"]["spec"]["containers"][0]
+        variables = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        folder, _, name = variables["TESSERA_SETTINGS_FILE"].rpartition("/")
+        assert folder == mounted["settings"]
+        (lines,) = [item["data"][name] for item in before if item["kind"] == "ConfigMap" and name in item["data"]]
+        assert dotenv_values(stream=io.StringIO(lines)) == FULL["settings"]
+
+
+def test_the_gateway_speaks_tls_where_a_secret_is_named(chart: ModuleType) -> None:
+    container = _deployment(chart.rendered(FULL), "gateway")["spec"]["template"]["spec"]["containers"][0]
+    variables = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert variables["TESSERA_GATEWAY__TLS__CERTIFICATE_FILE"] == mounted["gateway-tls"] + "/tls.crt"
+    assert "gateway-tls" not in str(_deployment(chart.rendered(FULL), "memory"))
+    assert "TESSERA_GATEWAY__TLS" not in str(_deployment(chart.rendered(MINIMAL), "gateway"))
 
 
 SECURED: dict[str, Any] = yaml.safe_load((ROOT / "helm/tessera/ci/secured-values.yaml").read_text())

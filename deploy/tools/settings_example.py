@@ -14,13 +14,14 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from tessera.bus.reloading import is_within
 from tessera.bus.settings import ServiceSettings
 from tessera.contracts.catalogue import SERVICES
 from tessera.local.settings import LocalSettings
@@ -29,7 +30,8 @@ EXAMPLE = Path(__file__).parents[2] / ".env.example"
 _HEAD = """\
 # Every setting of Tessera, generated from the settings classes by `make schemas`; `make check` compares.
 # Common settings have the prefix TESSERA__; TESSERA_<SERVICE>__<NAME> overrides one for one service.
-# Secrets may also lie in files named like the variables, in the folder that TESSERA_SECRETS names.
+# The same lines may stand in the file that TESSERA_SETTINGS_FILE names; secrets in files named like the variables, in the folder
+# that TESSERA_SECRETS names. What says "Reloads." is taken up by a running service (docs/settings.md).
 """
 
 
@@ -44,24 +46,27 @@ def settings_class(service: str) -> type[ServiceSettings]:
 
 def example() -> str:
     """The whole file."""
-    lines = [_HEAD, "# --- every service", *_lines(ServiceSettings, "TESSERA__", skip=set())]
+    lines = [_HEAD, "# --- every service", *_lines(ServiceSettings, "TESSERA__", skip=set(), reloadable=ServiceSettings.reloadable)]
     for service in SERVICES:
-        own = list(_lines(settings_class(service), f"TESSERA_{service.upper()}__", skip=set(ServiceSettings.model_fields)))
+        found, common = settings_class(service), set(ServiceSettings.model_fields)
+        own = list(_lines(found, f"TESSERA_{service.upper()}__", skip=common, reloadable=found.reloadable))
         lines += [f"\n# --- {service}", *(own or ["# (no settings of its own)"])]
     lines += ["\n# --- the stack of `make run`", *_lines(LocalSettings, "TESSERA_LOCAL__", skip=set())]
     return "\n".join(lines) + "\n"
 
 
-def _lines(model: type[BaseModel], prefix: str, *, skip: set[str]) -> Iterator[str]:
+def _lines(model: type[BaseModel], prefix: str, *, skip: set[str], reloadable: Collection[str] = (), path: str = "") -> Iterator[str]:
     documentation = _documentation(model)
     for name, info in model.model_fields.items():
         if name in skip:
             continue
         nested = _nested(info)
         if nested:
-            yield from _lines(nested, f"{prefix}{name.upper()}__", skip=set())
+            yield from _lines(nested, f"{prefix}{name.upper()}__", skip=set(), reloadable=reloadable, path=f"{path}{name}.")
             continue
         told = info.description or documentation.get(name, "")
+        if is_within(path + name, reloadable):
+            told += " Reloads."
         if told:
             yield from (f"# {line}" for line in textwrap.wrap(" ".join(told.split()), 130))
         yield f"# {prefix}{name.upper()}={_default(info)}"

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import text
@@ -156,7 +157,7 @@ async def build(runtime: Runtime[ProbeSettings]) -> None:
     register(runtime.bus)
     runtime.add_worker("probe", Worker().run)
     runtime.on_close(close)
-    runtime.on_reload(lambda settings: _log.info("reloaded", admin_host=settings.admin_host))
+    runtime.on_reload(lambda settings: partial(_log.info, "taken", log_level=settings.telemetry.log_level))
     if "PROBE_HTTP_PORT" in os.environ:
         app = Starlette(routes=[Route("/stream/{seconds:int}", stream)])
         runtime.add_http_server(app, "127.0.0.1", int(os.environ["PROBE_HTTP_PORT"]))

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,10 +29,12 @@ async def ready(port: int) -> dict[str, Any]:
 
 
 async def test_a_service_says_how_it_is_and_obeys_control(
-    ground: Any, process: Any, producer: CloudEventProducer, reader: Callable[..., Any]
+    ground: Any, process: Any, producer: CloudEventProducer, reader: Callable[..., Any], tmp_path: Path
 ) -> None:
+    settings = tmp_path / "settings.env"
+    settings.touch()
     admin = free_ports(("admin",))["admin"]
-    await process.start(TESSERA_MEMORY__ADMIN_PORT=str(admin), TESSERA_MEMORY__INSTANCE="probe-1")
+    await process.start(TESSERA_MEMORY__ADMIN_PORT=str(admin), TESSERA_MEMORY__INSTANCE="probe-1", TESSERA_SETTINGS_FILE=str(settings))
     report = await eventually(lambda: ready(admin), timeout=20)
     assert {name: dependency["status"] for name, dependency in report["dependencies"].items()} == {
         "kafka": "up",
@@ -47,7 +50,14 @@ async def test_a_service_says_how_it_is_and_obeys_control(
         await producer.publish("service.control", command, tenantid="platform")
     status = reader("service.status")
     await status.until(lambda seen: any(_states(event) == {"chat": "paused", "ingestion": "running"} for event in seen))
-    await eventually(lambda: "reloaded" in process.log())
+    await eventually(lambda: process.log().count('"taken"') == 1)
+    process.tell(signal.SIGHUP)
+    await eventually(lambda: process.log().count('"taken"') == 2)
+    settings.write_text("TESSERA__TELEMETRY__LOG_LEVEL=DEBUG")
+    await eventually(lambda: '"log_level": "DEBUG"' in process.log(), timeout=20)
+    settings.write_text("TESSERA__DRAIN_SECONDS=4")
+    process.tell(signal.SIGHUP)
+    await eventually(lambda: "a restart is needed" in process.log(), timeout=20)
     process.tell(signal.SIGTERM)
     assert await process.ended() == 0
     seen = await status.until(lambda seen: seen[-1].data["state"] == "stopped")

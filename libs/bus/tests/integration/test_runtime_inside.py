@@ -21,19 +21,20 @@ def runtime(ground: Any, probe: Any) -> Runtime[Any]:
     return Runtime(settings)
 
 
-async def test_a_whole_life(  # noqa: PLR0917
-    runtime: Runtime[Any],
+async def test_a_whole_life(
     probe: Any,
     monkeypatch: pytest.MonkeyPatch,
     ground: Any,
     producer: CloudEventProducer,
     reader: Callable[..., Any],
 ) -> None:
-    for name, value in ground.environment().items():
+    own = {"TESSERA_MEMORY__INSTANCE": "inside", "TESSERA_MEMORY__DRAIN_SECONDS": "2"}
+    for name, value in {**ground.environment(), **own}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PROBE_HTTP_PORT", str(free_ports(("http",))["http"]))
+    runtime = Runtime(probe.ProbeSettings())
     reloaded: list[Any] = []
-    runtime.on_reload(reloaded.append)
+    runtime.on_reload(lambda settings: lambda: reloaded.append(settings))
     runtime.add_dependency("optional", required=False, check=_down)
     running = asyncio.create_task(runtime.run(probe.build))
     await eventually(lambda: runtime.health.phase == "serving", timeout=30)

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from tessera.bus import faults
-from tessera.bus.service import explained, run_service
+from tessera.bus.reloading import explained
+from tessera.bus.service import run_service
 from tessera.bus.settings import KafkaSettings, KafkaTls, ServiceSettings
 
 

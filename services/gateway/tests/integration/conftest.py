@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -101,6 +102,8 @@ class Gateway:
     key: str
     peer: Peer
     database: PostgresDatabase
+    settings: Path
+    """Its TESSERA_SETTINGS_FILE; empty between tests."""
 
     def http(self, key: str | None = None, **options: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {key or self.key}"}
@@ -138,13 +141,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def gateway(stack: Stack) -> Iterator[Gateway]:
+def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = tmp_path_factory.mktemp("gateway") / "settings.env"
+    settings.touch()
     prefix = unique_kafka_prefix()
     database = new_database(stack, ["gateway"])
     kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap_servers, topic_prefix=prefix, keyed_partitions=4)
     asyncio.run(ensure_all(kafka, tenants=["default"]))
     key = keys.generate("test").reveal()
     environment = {
+        "TESSERA_SETTINGS_FILE": str(settings),
         "TESSERA_GATEWAY__BOOTSTRAP_KEY": key,
         "TESSERA_GATEWAY__KEEP_ALIVE_SECONDS": "0.3",
         "TESSERA_GATEWAY__GENERATION_TIMEOUT_SECONDS": "5",
@@ -171,7 +177,7 @@ def gateway(stack: Stack) -> Iterator[Gateway]:
         peer.start(*REQUESTS)
         for model in MODELS:
             peer.say(ModelDeclared(model=model, description=f"{model.model_id} for tests", owned_by="tests"), key=model.model_id.encode())
-        running = Gateway(process, key, peer, database)
+        running = Gateway(process, key, peer, database, settings)
         with running.http() as client:
             eventually_blocking(lambda: len(client.get("/v1/models").json()["data"]) == len(MODELS))
         until_last_use("gateway", stop)

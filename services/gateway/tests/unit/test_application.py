@@ -364,3 +364,10 @@ async def test_a_cancellation_that_leaked_from_a_library_is_a_500_with_the_error
         answer = await client.get("/v1/models")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert answer.headers["x-request-id"]
+
+
+async def test_answers_over_tls_ask_browsers_to_stay_with_it(desk: Any) -> None:
+    async with desk.client() as client:
+        plain, encrypted = await client.get("/health"), await client.get("https://gateway/nowhere")
+    assert "strict-transport-security" not in plain.headers
+    assert encrypted.headers["strict-transport-security"] == "max-age=31536000"

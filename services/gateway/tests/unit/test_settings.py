@@ -37,6 +37,7 @@ def test_a_bootstrap_key_has_to_be_whole_and_is_not_shown() -> None:
         ({}, "key_pepper"),
         ({"key_pepper": "short"}, "key_pepper"),
         ({"key_pepper": "p" * 32, "bootstrap_key": keys.generate("dev").reveal()}, "bootstrap_key"),
+        ({"key_pepper": "p" * 32, "authentication": "off"}, "authentication must not be off in the profile production"),
     ],
 )
 def test_production_refuses_defaults_and_the_bootstrap_key(given: dict[str, str], complaint: str) -> None:

@@ -158,7 +158,7 @@ class Plan:
             "TESSERA__TELEMETRY__TRACE_FOLDER": str(self.home / "traces"),
             "TESSERA__TELEMETRY__TRACE_FOLDER_BYTES": str(self.settings.trace_bytes),
         }
-        prefixes = ("TESSERA__", "TESSERA_SECRETS", *(f"TESSERA_{service.upper()}__" for service in services))
+        prefixes = ("TESSERA__", "TESSERA_SECRETS", "TESSERA_SETTINGS_FILE", *(f"TESSERA_{service.upper()}__" for service in services))
         told = {name: value for name, value in {**settings_file(), **os.environ}.items() if value and name.startswith(prefixes)}
         return {**common_environment(self.addresses, self.home), **traces, **told}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
@@ -32,9 +33,9 @@ def shared_socket(host: str, port: int) -> socket.socket:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without signal handlers: the runtime decides when it ends."""
+    """uvicorn without signal handlers: the runtime decides when it ends. With `tls` it speaks nothing else."""
 
-    def __init__(self, app: Any, host: str, port: int, *, drain: timedelta) -> None:
+    def __init__(self, app: Any, host: str, port: int, *, drain: timedelta, tls: ssl.SSLContext | None = None) -> None:
         self._socket = shared_socket(host, port)
         super().__init__(
             uvicorn.Config(
@@ -47,6 +48,7 @@ class HttpServer(uvicorn.Server):
                 backlog=_BACKLOG,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=max(1, int(drain.total_seconds())),
+                ssl_context_factory=(lambda *_: tls) if tls else None,
             )
         )
 

@@ -5,34 +5,36 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import uvloop
-from pydantic import ValidationError
 
 from tessera.bus import faults
 from tessera.bus.bus import Bus
 from tessera.bus.http import HttpServer
 from tessera.bus.partitions import BACKOFF, PASSING
-from tessera.bus.settings import ServiceSettings
+from tessera.bus.reloading import Prepare, Reloader, Swap, explained, follow_file
+from tessera.bus.settings import ServiceSettings, settings_file
 from tessera.bus.status import ControlListener, StatusReporter
 from tessera.contracts.errors import FatalError
 from tessera.resilience import Breaker
 from tessera.storage import Database
-from tessera.telemetry import Health, configure, get_logger, listening_socket, serve_admin, shutdown
+from tessera.storage.tls import fingerprint
+from tessera.telemetry import Health, configure, get_logger, listening_socket, serve_admin, set_log_level, shutdown
 
 S = TypeVar("S", bound=ServiceSettings)
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 Check = Callable[[], Awaitable[None]]
 Build = Callable[["Runtime[S]"], Awaitable[None]]
-Reload = Callable[[Any], Awaitable[None] | None]
 
 EXIT_FATAL: Final = 1
 EXIT_SETTINGS: Final = 2
-_JOINING: Final = "bus"
+_JOINING, _STATUS, _SETTINGS = "bus", "status", "settings"
 _SETTLE: Final = timedelta(seconds=5)
 """Beyond the drain deadline: for disconnecting."""
 
@@ -52,7 +54,7 @@ def run_service(settings_class: type[S], build: Build[S]) -> None:
     gc.enable()  # whoever started this may have left it off for the imports
     try:
         settings = settings_class()
-    except ValidationError as error:
+    except ValueError as error:
         sys.stderr.write(explained(settings_class, error))
         sys.exit(EXIT_SETTINGS)
     configure(settings.service, settings.instance, settings.telemetry)
@@ -64,39 +66,32 @@ def run_service(settings_class: type[S], build: Build[S]) -> None:
     sys.exit(code)
 
 
-def explained(settings_class: type[ServiceSettings], error: ValidationError) -> str:
-    """One line per fault, each with the variable to set; values are not shown, they may be secrets."""
-    prefix = f"TESSERA_{settings_class.service.upper()}__"
-    lines = [
-        f"  {prefix}{'__'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}" if fault["loc"] else f"  {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    return (
-        f"tessera {settings_class.service}: {len(lines)} settings are wrong (TESSERA__… sets a value for all services):\n"
-        + "\n".join(lines)
-        + "\n"
-    )
-
-
 class Runtime(Generic[S]):
     """What `build` gets: the place to add dependencies, workers and servers. One per process."""
 
     def __init__(self, settings: S) -> None:
-        self.settings = settings
+        self._reloader = Reloader(settings)
+        self._reloader.follow(_log_level)
+        self._file_seen = [(file, fingerprint(file)) for file in settings_file()]
         self.health = Health(settings.service, settings.instance)
         self.database = Database(settings.service, settings.postgres)
         self.bus = Bus(settings, self.database, on_fatal=self.fail)
         self._reporter = StatusReporter(self.bus, self.health)
-        ControlListener(self.bus, self._reload, self._reporter.changed)
+        ControlListener(self.bus, self.reload, self._reporter.changed)
         self._workers: dict[str, Work] = {}
         self._servers: list[HttpServer] = []
         self._closing: list[Callable[[], Awaitable[None]]] = []
-        self._reloading: list[Reload] = []
         self._leave = asyncio.Event()
         self._stopping = asyncio.Event()
         self._runs = asyncio.Event()
         """The bus does."""
+        self._reload_asked = False
         self._fatal: FatalError | None = None
+
+    @property
+    def settings(self) -> S:
+        """Those in effect."""
+        return self._reloader.settings
 
     # --- for build --------------------------------------------------------------------------------
     def add_dependency(self, name: str, *, required: bool, check: Check, breaker: Breaker | None = None) -> None:
@@ -112,12 +107,12 @@ class Runtime(Generic[S]):
             raise ValueError(f"there is a worker {name!r} already")
         self._workers[name] = run
 
-    def add_http_server(self, app: Any, host: str, port: int) -> tuple[str, int]:
-        """Serves an ASGI application once the bus runs; several processes may share the port. Returns the address.
+    def add_http_server(self, app: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+        """Serves an ASGI application once the bus runs, over TLS where `tls` is given; processes may share the port. Returns the address.
 
         Raises OSError when the address is taken by something else.
         """
-        server = HttpServer(app, host, port, drain=self.settings.drain)
+        server = HttpServer(app, host, port, drain=self.settings.drain, tls=tls)
         self._servers.append(server)
         return server.address
 
@@ -125,9 +120,12 @@ class Runtime(Generic[S]):
         """Calls `close` after everything else has stopped, the last added first."""
         self._closing.append(close)
 
-    def on_reload(self, reload: Reload) -> None:
-        """Calls `reload(settings)` with freshly read settings when an operator asks for it."""
-        self._reloading.append(reload)
+    def on_reload(self, prepare: Prepare[S]) -> None:
+        """Calls `prepare(settings)` with freshly read settings, of which only `reloadable` ones differ.
+
+        What it returns puts them into effect, once all are prepared, and must not fail. `prepare` raises ValueError where they cannot be.
+        """
+        self._reloader.follow(prepare)
 
     def fail(self, error: FatalError) -> None:
         """Stops the service with exit code 1 after saying why."""
@@ -135,6 +133,12 @@ class Runtime(Generic[S]):
             _log.error("fatal error, the service stops", error=error.message)
             self._fatal = error
         self._leave.set()
+
+    def reload(self) -> None:
+        """Reads the settings again, now or as soon as the service has started. What cannot be taken changes nothing; the log tells it."""
+        self._reload_asked = self.health.phase == "starting"
+        if not self._reload_asked:
+            self._reloader.reload()
 
     def stop(self) -> None:
         """Begins an orderly stop, as SIGTERM does."""
@@ -194,7 +198,8 @@ class Runtime(Generic[S]):
 
     def _serve(self, tasks: list[asyncio.Task[None]]) -> None:
         tasks += [asyncio.create_task(self._supervised(name, work), name=name) for name, work in self._workers.items()]
-        tasks.append(asyncio.create_task(self._reporter.run(), name="status"))
+        tasks.append(asyncio.create_task(self._reporter.run(), name=_STATUS))
+        tasks += [asyncio.create_task(follow_file(file, seen, self.reload), name=_SETTINGS) for file, seen in self._file_seen]
         if self._servers:
             tasks.append(asyncio.create_task(self._open(), name="http"))
         else:
@@ -203,6 +208,8 @@ class Runtime(Generic[S]):
         gc.freeze()
         gc.set_threshold(*_GARBAGE_THRESHOLDS)
         _log.info("service started", service=self.settings.service, instance=self.settings.instance)
+        if self._reload_asked:
+            self.reload()
 
     async def _open(self) -> None:
         """Serves once this replica is of use: until then others on the same port get what comes. Without Kafka it is of use as it is."""
@@ -266,7 +273,7 @@ class Runtime(Generic[S]):
         self._stopping.set()
         for server in self._servers:
             server.leave()
-        working = [task for task in tasks if task.get_name() not in ("status", _JOINING)]
+        working = [task for task in tasks if task.get_name() not in (_STATUS, _SETTINGS, _JOINING)]
         draining = asyncio.create_task(self.bus.drain())
         _, late = await asyncio.wait({draining, *working}, timeout=(self.settings.drain + _SETTLE / 2).total_seconds())
         for task in late:
@@ -295,18 +302,12 @@ class Runtime(Generic[S]):
         except Exception as error:  # noqa: BLE001
             _log.warning("an error while stopping", error=repr(error))
 
-    async def _reload(self) -> None:
-        try:
-            fresh = type(self.settings)()
-        except ValidationError as error:
-            _log.error("settings not reloaded", problems=explained(type(self.settings), error))
-            return
-        for reload in self._reloading:
-            outcome = reload(fresh)
-            if outcome is not None:
-                await outcome
-
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+
+def _log_level(settings: ServiceSettings) -> Swap:
+    return partial(set_log_level, settings.telemetry.log_level)

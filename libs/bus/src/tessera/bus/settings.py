@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+from pydantic_settings.sources import DotenvFiltering
 
 from tessera.contracts.catalogue import REPLY_PARTITIONS
 from tessera.storage import ObjectStoreSettings, PostgresSettings, RedisSettings, TlsFiles
 from tessera.telemetry import TelemetrySettings
+
+_COMMON: Final = "TESSERA__"
 
 Profile = Literal["development", "test", "production"]
 
@@ -162,14 +175,16 @@ class ServiceSettings(BaseSettings):
     """The part of a service's settings that all services have; a service's own class adds to it.
 
     `class MemorySettings(ServiceSettings, service="memory")` reads `TESSERA_MEMORY__KAFKA__BOOTSTRAP_SERVERS`, and where that is absent
-    the common `TESSERA__KAFKA__BOOTSTRAP_SERVERS`. Files named like the variables in the folder `TESSERA_SECRETS` (one value per file)
-    come after both.
+    the common `TESSERA__KAFKA__BOOTSTRAP_SERVERS`. The same lines in the file `TESSERA_SETTINGS_FILE` come after both, and files named like
+    the variables in the folder `TESSERA_SECRETS` (one value per file) after that.
     """
 
     model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", validate_default=True)
     service: ClassVar[str] = ""
     postgres_required: ClassVar[bool] = True
     """False where the service's documented degraded mode does without its Postgres: then it stays ready."""
+    reloadable: ClassVar[frozenset[str]] = frozenset({"telemetry.log_level"})
+    """Settings, by their path, that a running service takes up; for any other a restart is needed. A path stands for all below it."""
     serves_without_kafka: ClassVar[bool] = False
     """True where HTTP and workers begin before Kafka answers, because there is something to say without it (the gateway)."""
 
@@ -210,9 +225,10 @@ class ServiceSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Given values, the service's variables, the common ones, then files."""
-        prefixes = (f"TESSERA_{cls.service.upper()}__", "TESSERA__")
-        variables = [EnvSettingsSource(settings_cls, env_prefix=prefix) for prefix in prefixes]
-        return (init_settings, *variables, *_secret_files(settings_cls, file_secret_settings, prefixes))
+        prefixes = (f"TESSERA_{cls.service.upper()}__", _COMMON)
+        variables = [_Variables(settings_cls, env_prefix=prefix) for prefix in prefixes]
+        lines = [_Lines(settings_cls, file, env_prefix=prefix) for file in settings_file() for prefix in prefixes]
+        return (init_settings, *variables, *lines, *_secret_files(settings_cls, file_secret_settings, prefixes))
 
     @model_validator(mode="after")
     def _fits_profile(self) -> Self:
@@ -235,6 +251,35 @@ class ServiceSettings(BaseSettings):
     def drain(self) -> timedelta:
         """The drain deadline."""
         return timedelta(seconds=self.drain_seconds)
+
+
+def settings_file() -> list[Path]:
+    """The file of settings, where one is named. Raises SettingsError for one that cannot be read."""
+    named = os.environ.get("TESSERA_SETTINGS_FILE")
+    if not named:
+        return []
+    if not os.access(named, os.R_OK):
+        raise SettingsError(f"TESSERA_SETTINGS_FILE names {named}, which cannot be read")
+    return [Path(named)]
+
+
+class _Variables(EnvSettingsSource):
+    """Variables of the environment. A value that is no JSON where it should be is told with everything else that is wrong."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """As in the base class, but what cannot be decoded is left for the validation of the field."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+class _Lines(_Variables, DotEnvSettingsSource):
+    """Lines of a file, which names the settings of other services too. A service's own that does not exist is an error."""
+
+    def __init__(self, settings_cls: type[BaseSettings], file: Path, *, env_prefix: str) -> None:
+        filtering: DotenvFiltering = "only_existing" if env_prefix == _COMMON else "match_prefix"
+        DotEnvSettingsSource.__init__(self, settings_cls, file, "utf-8", filtering, env_prefix=env_prefix)
 
 
 def _secret_files(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +88,7 @@ class StatusReporter:
 class ControlListener:
     """Obeys `service.control`: pause and resume of consumers, reload of settings."""
 
-    def __init__(self, bus: Bus, reload: Callable[[], Awaitable[None]], changed: Callable[[], None]) -> None:
+    def __init__(self, bus: Bus, reload: Callable[[], None], changed: Callable[[], None]) -> None:
         self._bus = bus
         self._reload = reload
         self._changed = changed
@@ -100,7 +100,7 @@ class ControlListener:
             return
         _log.info("control received", action=command.action, consumer=command.consumer)
         if command.action == "reload":
-            await self._reload()
+            self._reload()
         else:
             self._set_paused(command)
         self._changed()

@@ -13,12 +13,13 @@ from tessera.storage.leases import LeasedRows
 from tessera.storage.objects import ObjectStat, ObjectStore
 from tessera.storage.redis import redis_client
 from tessera.storage.settings import ObjectStoreSettings, PostgresSettings, PostgresTls, RedisSettings, Role, role_name
-from tessera.storage.tls import TlsFiles
+from tessera.storage.tls import ListenerTls, TlsFiles
 
 __all__ = [
     "Database",
     "DirectStatement",
     "LeasedRows",
+    "ListenerTls",
     "ObjectNotFoundError",
     "ObjectStat",
     "ObjectStore",

@@ -36,8 +36,12 @@ class TlsFiles(BaseModel):
         if self.certificate_file is None and (self.key_file or self.key_password):
             raise ValueError("key_file and key_password belong to a certificate_file, which is missing")
         if self.are_given:  # the system's certificates, which take a while, are read where they are used
-            _loaded(self)
+            self._load()
         return self
+
+    def _load(self) -> ssl.SSLContext:
+        """Raises ValueError naming the file that cannot be used."""
+        return _loaded(self)
 
     @property
     def are_given(self) -> bool:
@@ -51,12 +55,41 @@ class TlsFiles(BaseModel):
         """
 
         def build() -> ssl.SSLContext:
-            context = _loaded(self)
+            context = self._load()
             context.check_hostname = verify and check_hostname
             context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
             return context
 
-        return _RenewingContext(build, [file for file in (self.ca_file, self.certificate_file, self.key_file) if file])
+        return _RenewingContext(build, self._files, ssl.PROTOCOL_TLS_CLIENT)
+
+    @property
+    def _files(self) -> list[Path]:
+        return [file for file in (self.ca_file, self.certificate_file, self.key_file) if file]
+
+
+class ListenerTls(TlsFiles):
+    """What a server shows to its clients, and what it asks of them."""
+
+    ca_file: Path | None = None
+    """Certificates of authorities: only clients with a certificate of theirs are let in (mutual TLS). Every client where it is absent."""
+    certificate_file: Path | None = None
+    """The server's certificate, with those between it and its authority; may hold the key too. With it, TLS is all that is spoken."""
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> Self:
+        if self.ca_file and not self.certificate_file:
+            raise ValueError("ca_file is for clients' certificates, and needs a certificate_file of the server's own")
+        return self
+
+    def listening_context(self) -> ssl.SSLContext | None:
+        """A server's context, for asyncio only; each new connection uses the files as they are then. None where no certificate is named.
+
+        Raises ValueError naming the file that cannot be used.
+        """
+        return _RenewingContext(self._load, self._files, ssl.PROTOCOL_TLS_SERVER) if self.certificate_file else None
+
+    def _load(self) -> ssl.SSLContext:
+        return _listening(self)
 
 
 class _RenewingContext(ssl.SSLContext):
@@ -65,10 +98,10 @@ class _RenewingContext(ssl.SSLContext):
     asyncio and uvloop call `wrap_bio` for every connection. The cost is a look at up to three files.
     """
 
-    def __new__(cls, build: Callable[[], ssl.SSLContext], files: list[Path]) -> Self:
-        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+    def __new__(cls, build: Callable[[], ssl.SSLContext], files: list[Path], protocol: int) -> Self:
+        return super().__new__(cls, protocol)
 
-    def __init__(self, build: Callable[[], ssl.SSLContext], files: list[Path]) -> None:
+    def __init__(self, build: Callable[[], ssl.SSLContext], files: list[Path], protocol: int) -> None:
         self._build = build
         self._files = files
         self._seen = self._look()
@@ -85,17 +118,19 @@ class _RenewingContext(ssl.SSLContext):
         found = self._look()
         if found == self._seen:
             return
+        self._seen = found  # also where it cannot be used: the next connection is not to try the same again
         try:
-            self._newest, self._seen = self._build(), found
+            self._newest = self._build()
         except ValueError as error:
             # A replacement that is under way, or went wrong: what was loaded before may still serve.
             _log.warning("replaced TLS files are not taken: %s", error)
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        return [_fingerprint(file) for file in self._files]
+        return [fingerprint(file) for file in self._files]
 
 
-def _fingerprint(file: Path) -> tuple[int, int, int] | None:
+def fingerprint(file: Path) -> tuple[int, int, int] | None:
+    """What differs when a file has been written or replaced; None where there is none."""
     try:
         found = os.stat(file)  # noqa: PTH116 - Path.stat says the same in more words and more time
     except OSError:
@@ -110,6 +145,18 @@ def _loaded(files: TlsFiles) -> ssl.SSLContext:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
         _trust(context, files.ca_file)
+    if files.certificate_file is not None:
+        _identify(context, files.certificate_file, files)
+    return context
+
+
+def _listening(files: ListenerTls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if files.ca_file is not None:
+        _trust(context, files.ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
     if files.certificate_file is not None:
         _identify(context, files.certificate_file, files)
     return context

@@ -11,7 +11,7 @@ from tessera.telemetry.health import (
     LiveReport,
     ReadyReport,
 )
-from tessera.telemetry.logs import bound, get_logger
+from tessera.telemetry.logs import bound, get_logger, set_log_level
 from tessera.telemetry.process import configure, shutdown
 from tessera.telemetry.settings import TelemetrySettings
 from tessera.telemetry.spans import continued, current_traceparent, span
@@ -30,6 +30,7 @@ __all__ = [
     "get_logger",
     "listening_socket",
     "serve_admin",
+    "set_log_level",
     "shutdown",
     "span",
 ]

@@ -96,15 +96,20 @@ def _route_standard_logging(handler: logging.Handler, formatter: logging.Formatt
     root = logging.getLogger()
     remove_handler()
     root.addHandler(handler)
-    root.setLevel(level)
     for name in _CAPTURED:
         captured = logging.getLogger(name)
         captured.handlers.clear()
         captured.propagate = True
         captured.setLevel(logging.NOTSET)
+    set_log_level(level)
+    logging.captureWarnings(True)
+
+
+def set_log_level(level: str) -> None:
+    """From now on lines below `level` are not written; talkative libraries keep their own, higher one."""
+    logging.getLogger().setLevel(level)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(max(quiet, logging.getLevelName(level)))
-    logging.captureWarnings(True)
 
 
 _HANDLER = "tessera"

@@ -9,6 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 SERVICE_INFO = Gauge("tessera_service_info", "Always 1; names the service and the replica that answers.", ["service", "instance"])
 DEPENDENCY_UP = Gauge("tessera_dependency_up", "1 when the last health check of the dependency passed, else 0.", ["dependency"])
 BREAKER_OPEN = Gauge("tessera_breaker_open", "0 closed, 0.5 half open, 1 open: the breaker in front of the dependency.", ["dependency"])
+SETTINGS_RELOADS = Counter("tessera_settings_reloads_total", "Settings read again while running: taken or refused.", ["outcome"])
 
 # --- bus: events, consumers, outbox ------------------------------------------------------------------------------------------------------
 BUS_PUBLISHED = Counter(

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from tessera.bus.reloading import Prepare, Swap
 from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
@@ -27,14 +28,18 @@ from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
 from tessera.gateway.handlers.records import Bookkeeper
 from tessera.gateway.handlers.repeats import Forgetting
-from tessera.gateway.ports import Tenants
+from tessera.gateway.handlers.unauthenticated import Unauthenticated, make_tenant
+from tessera.gateway.ports import Keys, Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
+from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import EdgeLimits
 from tessera.gateway.settings import GatewaySettings
 from tessera.resilience import Breaker, RetryPolicy, retrying
 from tessera.storage import ObjectStore, redis_client
+from tessera.telemetry import get_logger
 
+_log = get_logger(__name__)
 _PATIENT = RetryPolicy(attempts=None, maximum=timedelta(seconds=2))
 
 
@@ -48,6 +53,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     settings = runtime.settings
     store = ObjectStore(settings.objects)
     rooms = await _rooms(runtime, store)
+    rooms.models.names = settings.model_names
     tables = consumers.register(runtime.bus, rooms.models, rooms.statuses)
     runtime.add_dependency("objects", required=False, check=store.check, breaker=store.breaker)
     for name, table in tables.items():
@@ -60,7 +66,27 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
-    runtime.add_http_server(application(rooms, _edge_limits(settings), settings.cors_origins), settings.host, settings.port)
+    if settings.authentication == "off":
+        _let_everybody_in(runtime, rooms.tenants)
+    face = application(rooms, _edge_limits(settings), settings.cors_origins)
+    runtime.add_http_server(face, settings.host, settings.port, tls=settings.tls.listening_context())
+    runtime.on_reload(_following(rooms, face))
+
+
+def _following(rooms: Rooms, face: Cors) -> Prepare[GatewaySettings]:
+    """What changes while the gateway runs; a request meets all of it as it was or all of it as it is."""
+
+    def prepare(settings: GatewaySettings) -> Swap:
+        allowances, names = settings.limits.allowances, settings.model_names
+
+        def swap() -> None:
+            rooms.gate.allow(allowances)
+            rooms.models.names = names
+            face.allow(settings.cors_origins)
+
+        return swap
+
+    return prepare
 
 
 async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
@@ -85,7 +111,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         answers=PostgresAnswers(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
-        authenticator=Authenticator(PostgresKeys(database), settings.pepper),
+        authenticator=_authenticator(settings, PostgresKeys(database)),
         ready=ready,
         gate=_gate(runtime),
         prices=Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()}),
@@ -103,6 +129,12 @@ def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     forgetting = Forgetting(rooms.answers)
     runtime.add_worker("kept answers", workers.every(timedelta(minutes=1), forgetting, "kept_answers_not_looked_at"))
     runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))
+
+
+def _authenticator(settings: GatewaySettings, store: Keys) -> Authenticator:
+    if settings.authentication == "off":
+        return Unauthenticated(store, settings.pepper, settings.development_tenant)
+    return Authenticator(store, settings.pepper)
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:
@@ -169,6 +201,25 @@ def _edge_limits(settings: GatewaySettings) -> EdgeLimits:
         upload_bytes=settings.maximum_upload_bytes,
         body_timeout=timedelta(seconds=settings.body_timeout_seconds),
     )
+
+
+def _let_everybody_in(runtime: Runtime[GatewaySettings], tenants: Tenants) -> None:
+    """Makes the tenant of everybody once Kafka and Postgres answer; the gateway is not ready before."""
+    tenant_id, made = runtime.settings.development_tenant, asyncio.Event()
+    _log.warning("authentication is off: whoever reaches the port reads and writes the data of this tenant", tenant_id=tenant_id)
+
+    async def work(stopping: asyncio.Event) -> None:
+        patiently = retrying(_PATIENT, lambda error: isinstance(error, RetryableError) and not stopping.is_set())
+        await patiently(make_tenant, tenants, tenant_id)
+        made.set()
+        await stopping.wait()
+
+    async def check() -> None:
+        if not made.is_set():
+            raise RetryableError("the development tenant is not made yet")
+
+    runtime.add_worker("development tenant", work)
+    runtime.add_dependency("development tenant", required=True, check=check)
 
 
 def _bootstrap(runtime: Runtime[GatewaySettings], tenants: Tenants, authenticator: Authenticator) -> None:

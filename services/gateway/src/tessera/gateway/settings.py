@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -12,6 +12,8 @@ from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.limits import MILLIONTHS, UNLIMITED, Allowance, Scope
+from tessera.gateway.domain.names import ModelNames
+from tessera.storage import ListenerTls
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -110,6 +112,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     """The gateway's settings, on top of those that every service has."""
 
     serves_without_kafka: ClassVar[bool] = True
+    reloadable: ClassVar[frozenset[str]] = ServiceSettings.reloadable | {"limits", "cors_origins", "model_aliases"}
 
     # A wrong key or pepper must not be repeated in the complaint about it.
     model_config = SettingsConfigDict(hide_input_in_errors=True)
@@ -117,6 +120,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Several gateway processes may share it (SO_REUSEPORT)."""
+    tls: ListenerTls = Field(default_factory=ListenerTls)
     key_pepper: SecretStr = SecretStr(DEVELOPMENT_PEPPER)
     """Secret under which API keys are hashed. Changing it makes every key invalid."""
     bootstrap_key: SecretStr | None = None
@@ -125,6 +129,10 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     Print one with `python -m tessera.gateway.development_key`."""
     bootstrap_tenant: TenantId = "default"
     """The tenant of the bootstrap key."""
+    authentication: Literal["required", "off"] = "required"
+    """`off`: every request is the development tenant's, whatever key it shows, with every scope but `admin`. Refused in production."""
+    development_tenant: TenantId = "default"
+    """Whose requests they are while authentication is off."""
     generation_timeout_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
     keep_alive_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
     """How often a quiet stream shows that it lives."""
@@ -146,6 +154,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     cors_origins: frozenset[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = frozenset()
     """Origins whose pages may call from a browser, such as `["https://app.example.com"]`; `["*"]` for all. None by default."""
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    """Other names of models, such as `{"gpt-4o": "my-model", "gpt-*": "my-model"}`: the longest pattern goes first (docs/models.md)."""
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 
@@ -159,6 +169,18 @@ class GatewaySettings(ServiceSettings, service="gateway"):
             raise ValueError("not a key tsr_<env>_<id>_<secret><checksum>; print one with python -m tessera.gateway.development_key")
         return key
 
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        """Compose files give an empty value where there is none."""
+        return {} if value == "" else value
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _can_be_meant(cls, targets: dict[str, str]) -> dict[str, str]:
+        ModelNames(targets)
+        return targets
+
     @model_validator(mode="after")
     def _refuses_after_the_last_copy(self) -> Self:
         if self.spool.ttl_seconds <= self.kafka.request_timeout_seconds:
@@ -169,6 +191,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     def _fits_production(self) -> Self:
         if self.profile != "production":
             return self
+        if self.authentication == "off":
+            raise ValueError("authentication must not be off in the profile production: everybody would be the tenant development_tenant")
         if self.bootstrap_key is not None:
             raise ValueError("bootstrap_key is refused in the profile production; make keys with the tessera command")
         pepper = self.key_pepper.get_secret_value()
@@ -180,6 +204,11 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     def kafka_required(self) -> bool:
         """With a spool the gateway goes on accepting without Kafka."""
         return self.spool.folder is None
+
+    @property
+    def model_names(self) -> ModelNames:
+        """As the directory of models takes them."""
+        return ModelNames(self.model_aliases)
 
     @property
     def pepper(self) -> bytes:

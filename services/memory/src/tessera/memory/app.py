@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 from tessera.bus import Received
 from tessera.bus.service import Runtime, run_service
@@ -55,8 +56,9 @@ def _tenants(runtime: Runtime[MemorySettings]) -> PostgresTenants:
 
 
 def _queries(runtime: Runtime[MemorySettings], embedder: MiniLmEmbedder, breaker: Breaker) -> CachedQueryEmbedder:
-    timeout = timedelta(seconds=runtime.settings.embedder.query_timeout_seconds)
-    return CachedQueryEmbedder(embedder, breaker, _cache(runtime), timeout)
+    queries = CachedQueryEmbedder(embedder, breaker, _cache(runtime), runtime.settings.embedder.query_timeout)
+    runtime.on_reload(lambda fresh: partial(queries.wait_for, fresh.embedder.query_timeout))
+    return queries
 
 
 def _cache(runtime: Runtime[MemorySettings]) -> QueryCache | None:

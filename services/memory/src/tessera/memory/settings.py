@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,11 @@ class EmbedderSettings(BaseModel):
     """Longer than this a question does not wait for its vector: the answer is lexical and says so."""
     breaker_failure_threshold: Annotated[int, Field(ge=1)] = 3
     breaker_reset_seconds: Annotated[float, Field(gt=0)] = 5.0
+
+    @property
+    def query_timeout(self) -> timedelta:
+        """The longest wait."""
+        return timedelta(seconds=self.query_timeout_seconds)
 
 
 class QueryCacheSettings(BaseModel):
@@ -52,6 +57,8 @@ class IndexingSettings(BaseModel):
 
 class MemorySettings(ServiceSettings, service="memory"):
     """Settings of the service memory: `TESSERA_MEMORY__…`."""
+
+    reloadable: ClassVar[frozenset[str]] = ServiceSettings.reloadable | {"embedder.query_timeout_seconds"}
 
     embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
     query_cache: QueryCacheSettings = Field(default_factory=QueryCacheSettings)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
 from tessera.retention import consumers
 from tessera.retention.adapters.jobs import PostgresSweepJobs
 from tessera.retention.adapters.postgres import PostgresUnit
-from tessera.retention.settings import RetentionSettings
+from tessera.retention.settings import RetentionSettings, SweepSettings
 from tessera.retention.workers import SweepPacing, SweepWorker
 
 
@@ -18,14 +19,18 @@ async def build(runtime: Runtime[RetentionSettings]) -> None:
     if runtime.database is None:
         raise FatalError("retention needs Postgres")
     settings = runtime.settings.sweeps
-    pacing = SweepPacing(
+    worker = SweepWorker(PostgresSweepJobs(runtime.database, runtime.bus, settings.lease), _pacing(settings))
+    runtime.add_worker("sweeps", worker.run)
+    runtime.on_reload(lambda fresh: partial(worker.pace, _pacing(fresh.sweeps)))
+    consumers.register(runtime.bus, PostgresUnit)
+
+
+def _pacing(settings: SweepSettings) -> SweepPacing:
+    return SweepPacing(
         poll=timedelta(seconds=settings.poll_seconds),
         confirmation=timedelta(seconds=settings.confirmation_seconds),
         attempts=settings.attempts,
     )
-    worker = SweepWorker(PostgresSweepJobs(runtime.database, runtime.bus, settings.lease), pacing)
-    runtime.add_worker("sweeps", worker.run)
-    consumers.register(runtime.bus, PostgresUnit)
 
 
 def main() -> None:

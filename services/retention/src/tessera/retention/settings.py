@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,5 +32,11 @@ class SweepSettings(BaseModel):
 
 class RetentionSettings(ServiceSettings, service="retention"):
     """Settings of the service retention: `TESSERA_RETENTION__…`."""
+
+    reloadable: ClassVar[frozenset[str]] = ServiceSettings.reloadable | {
+        "sweeps.poll_seconds",
+        "sweeps.confirmation_seconds",
+        "sweeps.attempts",
+    }
 
     sweeps: SweepSettings = Field(default_factory=SweepSettings)

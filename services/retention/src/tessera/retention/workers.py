@@ -46,6 +46,10 @@ class SweepWorker:
         self._jobs = jobs
         self._pacing = pacing
 
+    def pace(self, pacing: SweepPacing) -> None:
+        """Goes on at another pace."""
+        self._pacing = pacing
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `stopping` is set; the step in hand is finished. Never raises for one sweep's sake."""
         failures = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+from tessera.bus.reloading import Swap
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
 from tessera.storage import ObjectStore
@@ -25,9 +26,23 @@ async def build(runtime: Runtime[ValidatorSettings]) -> None:
     runtime.add_dependency("objects", required=False, check=objects.check, breaker=objects.breaker)
     jobs = PostgresValidationJobs(runtime.database, runtime.bus, settings.lease, settings.tenant_concurrency)
     scratch = await _scratch(runtime)
-    worker = ValidationWorker(jobs, DuckDbReader(objects, _limits(settings), scratch.path), objects.breaker, _pacing(settings))
+    reader = DuckDbReader(objects, _limits(settings), scratch.path)
+    worker = ValidationWorker(jobs, reader, objects.breaker, _pacing(settings))
     runtime.add_worker("validations", worker.run)
     consumers.register(runtime.bus, PostgresUnit)
+
+    def prepare(fresh: ValidatorSettings) -> Swap:
+        validations = fresh.validations
+        limits, pacing = _limits(validations), _pacing(validations)
+
+        def swap() -> None:
+            reader.limit(limits)
+            jobs.share(validations.lease, validations.tenant_concurrency)
+            worker.pace(pacing)
+
+        return swap
+
+    runtime.on_reload(prepare)
 
 
 async def _scratch(runtime: Runtime[ValidatorSettings]) -> ScratchFolder:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -56,6 +56,8 @@ def _scratch_folder() -> Path:
 
 class ValidatorSettings(ServiceSettings, service="validator"):
     """Settings of the service validator: `TESSERA_VALIDATOR__…`."""
+
+    reloadable: ClassVar[frozenset[str]] = ServiceSettings.reloadable | {"validations"}
 
     validations: ValidationSettings = Field(default_factory=ValidationSettings)
     scratch_folder: Path = Field(default_factory=_scratch_folder)

@@ -46,6 +46,10 @@ class ValidationWorker:
         self._objects = objects
         self._pacing = pacing
 
+    def pace(self, pacing: ValidationPacing) -> None:
+        """Goes on at another pace."""
+        self._pacing = pacing
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `stopping` is set; the validation in hand is finished. Never raises for one validation's sake."""
         failures = 0

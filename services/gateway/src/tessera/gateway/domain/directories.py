@@ -8,6 +8,7 @@ from typing import Final
 from tessera.contracts.catalogue import SERVICES
 from tessera.contracts.events import Capability, ModelDeclared, ServiceStatus
 from tessera.gateway.domain import errors
+from tessera.gateway.domain.names import ModelNames
 
 LOST_AFTER: Final = timedelta(seconds=30)
 FORGOTTEN_AFTER: Final = timedelta(hours=1)
@@ -29,47 +30,55 @@ class DeclaredModel:
 
 
 class ModelDirectory:
-    """Models by id. For one event loop.
+    """Models by id, and by the operator's other names for them. For one event loop.
 
     Until `is_complete()` (Kafka was not there yet) what is not known may exist all the same: 503 instead of 404.
     """
 
     def __init__(self) -> None:
         self.is_complete: Callable[[], bool] = _complete
+        self.names = ModelNames()
         self._models: dict[str, DeclaredModel] = {}
 
     def declare(self, declaration: ModelDeclared, declared_at: datetime) -> None:
         """The newest declaration of a model counts."""
         self._models[declaration.model.model_id] = DeclaredModel(declaration, declared_at)
 
-    def all(self) -> list[DeclaredModel]:
-        """Every model on offer, by id. Raises ApiError 503 while the list is not known."""
+    def all(self) -> dict[str, DeclaredModel]:
+        """Every model on offer, by its id and by each alias, sorted. Raises ApiError 503 while the list is not known."""
         if not self.is_complete():
             raise errors.unavailable("The list of models")
-        return self.known()
+        declared = {model.declaration.model.model_id: model for model in self.known()}
+        aliases = {name: declared[target] for name, target in self.names.aliases.items() if target in declared}
+        return dict(sorted({**aliases, **declared}.items()))
 
     def known(self) -> list[DeclaredModel]:
         """The models on offer that were heard of so far, by id."""
         return [model for _, model in sorted(self._models.items()) if model.declaration.available]
 
-    def find(self, model_id: str) -> DeclaredModel:
-        """Raises ApiError 404 `model_not_found`, or 503 while the list is not known."""
-        model = self._models.get(model_id)
+    def find(self, name: str) -> DeclaredModel:
+        """The model of that id, else the one that the name stands for.
+
+        Raises ApiError 404 `model_not_found`, or 503 while the list is not known.
+        """
+        model = self._models.get(name)
         if model is None and not self.is_complete():
             raise errors.unavailable("The list of models")
+        if model is None and (target := self.names.target(name)) is not None:
+            model = self._models.get(target)
         if model is None:
-            raise errors.model_not_found(model_id)
+            raise errors.model_not_found(name)
         return model
 
-    def offering(self, model_id: str, capability: Capability) -> DeclaredModel:
+    def offering(self, name: str, capability: Capability) -> DeclaredModel:
         """The model, able to do what is asked. Raises ApiError 404 if unknown, 400 for another capability, 503 while not available."""
-        model = self.find(model_id)
+        model = self.find(name)
         reference = model.declaration.model
         if reference.capability != capability:
-            raise errors.wrong_capability(model_id, reference.capability, capability)
+            raise errors.wrong_capability(name, reference.capability, capability)
         if not model.declaration.available:
             raise errors.ApiError(
-                503, "model_unavailable", f"The model '{model_id}' is not available now.", param="model", retry_after=errors.RETRY_LATER
+                503, "model_unavailable", f"The model '{name}' is not available now.", param="model", retry_after=errors.RETRY_LATER
             )
         return model
 

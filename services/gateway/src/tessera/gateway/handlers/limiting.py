@@ -32,7 +32,11 @@ class Gate:
 
     def __init__(self, counters: Counters | None = None, allowances: Mapping[Scope, Allowance] | None = None) -> None:
         self._counters = counters
-        self._allowances = dict(allowances or {})
+        self._allowances: Mapping[Scope, Allowance] = allowances or {}
+
+    def allow(self, allowances: Mapping[Scope, Allowance]) -> None:
+        """Has other limits from now on; what was counted stays counted."""
+        self._allowances = allowances
 
     async def admit(self, use: Use, *holders: Holder) -> None:
         """One request of each. Raises ApiError 429; what is refused is not counted."""

@@ -8,11 +8,11 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp
 
 from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, records, stored, texts, usage
 from tessera.gateway.routes.context import Rooms, required_scope
 from tessera.gateway.routes.cors import Cors
+from tessera.gateway.routes.deprecation import DEPRECATED
 from tessera.gateway.routes.edge import Edge, EdgeLimits
 from tessera.gateway.routes.repeats import IDEMPOTENCY_KEY, keeps_answers
 from tessera.gateway.routes.schemas.common import ErrorBody
@@ -50,10 +50,9 @@ _GENERATION_ERRORS: Final = {"422": "The model has nothing to answer from yet.",
 _PUBLIC_ERRORS: Final = ("500", "503")
 
 
-def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> ASGIApp:
+def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> Cors:
     """The whole HTTP face of the gateway, ready for a server. Browsers may call it from pages of `origins`."""
-    app = Edge(api(rooms), limits)
-    return Cors(app, origins) if origins else app
+    return Cors(Edge(api(rooms), limits), origins)
 
 
 def api(rooms: Rooms) -> FastAPI:
@@ -134,3 +133,5 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
             operation["x-required-scope"] = scope
         if keeps_answers(route):
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
+        if (method, route.path_format) in DEPRECATED:
+            operation["deprecated"] = True

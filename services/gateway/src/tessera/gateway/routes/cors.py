@@ -6,7 +6,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.routes.problems import error_response
@@ -16,12 +16,31 @@ _READABLE: Final = (
     "x-request-id",
     "openai-processing-ms",
     "retry-after",
+    "deprecation",
+    "sunset",
+    "link",
     *(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset") for resource in ("requests", "tokens")),
 )
 
 
-class Cors(CORSMiddleware):
-    """Starlette's, around everything, so that refusals can be read too. Its own refusal of a preflight is the error object."""
+class Cors:
+    """Around everything, so that refusals can be read too. Nothing is added where no origin is named."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str] = ()) -> None:
+        self._app = app
+        self.allow(origins)
+
+    def allow(self, origins: Collection[str]) -> None:
+        """Only pages of `origins` may call from now on."""
+        self._current = _NamedOrigins(self._app, origins) if origins else self._app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self._current(scope, receive, send)
+
+
+class _NamedOrigins(CORSMiddleware):
+    """Starlette's. Its own refusal of a preflight is the error object."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         super().__init__(

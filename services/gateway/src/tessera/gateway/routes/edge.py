@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.contracts import uuid7
+from tessera.gateway.routes import deprecation
 from tessera.gateway.routes.problems import as_api_error, error_response
 from tessera.telemetry import bound, continued, get_logger, span
 
@@ -26,6 +27,8 @@ _SECURITY_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
+_ONLY_ENCRYPTED: Final = "max-age=31536000"
+"""Strict-Transport-Security of answers over TLS: a browser that had one asks without TLS no more for a year."""
 _QUIET: Final = ("/health",)
 
 _log = get_logger(__name__)
@@ -163,8 +166,12 @@ def _decorating(exchange: _Exchange, send: Send) -> Send:
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers[REQUEST_ID] = exchange.request_id
+            if exchange.scope.get("scheme") == "https":
+                headers["strict-transport-security"] = _ONLY_ENCRYPTED
             use = exchange.scope["state"].get("use")
             for name, value in use.headers().items() if use else ():
+                headers[name] = value
+            for name, value in deprecation.headers(exchange.scope).items():
                 headers[name] = value
             headers["openai-processing-ms"] = str(round(exchange.elapsed_ms))
         await send(message)

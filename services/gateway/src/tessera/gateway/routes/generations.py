@@ -151,7 +151,13 @@ async def _respond(request: Request, caller: Caller, body: GenerationBody, accep
         if claim.first and asked.after is not None:
             raise errors.last_event_id_unknown()
     answer = Answer(
-        asked.form, accepted.generation_id, body.model, _created(accepted), body.wants_usage, body.wants_obfuscation, consistency
+        asked.form,
+        accepted.generation_id,
+        accepted.model.model_id,
+        _created(accepted),
+        body.wants_usage,
+        body.wants_obfuscation,
+        consistency,
     )
     keeper = await _keeper(caller, body, answer, accepted)
     generation = Generation(

@@ -115,7 +115,7 @@ def _place(record: GenerationRecord, last_event_id: str | None) -> FrameId | Non
 def _answer(record: GenerationRecord) -> Answer:
     form: Literal["chat", "text"] = "chat" if record.capability == "chat" else "text"
     created = int(record.accepted_at.timestamp())
-    return Answer(form, record.id, record.asked_model, created, record.include_usage, record.include_obfuscation)
+    return Answer(form, record.id, record.model_id, created, record.include_usage, record.include_obfuscation)
 
 
 def _view(record: GenerationRecord) -> GenerationView:

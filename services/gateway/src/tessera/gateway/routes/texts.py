@@ -39,14 +39,14 @@ EMBEDDING_ENCODING: Final = "cl100k_base"
 
 @router.get("/v1/models")
 async def list_models(caller: Inference) -> ModelList:
-    """Every model on offer, and what each is."""
-    return ModelList(data=[_model_view(model) for model in caller.rooms.models.all()])
+    """Every model on offer, and what each is. An alias is listed beside the model that it stands for."""
+    return ModelList(data=[_model_view(name, model) for name, model in caller.rooms.models.all().items()])
 
 
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, caller: Inference) -> ModelView:
-    """One model."""
-    return _model_view(caller.rooms.models.find(model))
+    """One model, by its id or another name for it."""
+    return _model_view(model, caller.rooms.models.find(model))
 
 
 @router.delete("/v1/models/{model:path}")
@@ -59,13 +59,13 @@ async def delete_model(model: str, caller: Inference) -> ModelDeletedView:
 @router.post("/v1/embeddings")
 async def create_embedding(body: EmbeddingBody, request: Request, caller: Inference) -> EmbeddingList:
     """Vectors of unit length."""
-    caller.rooms.models.offering(body.model, "embedding")
+    model = caller.rooms.models.offering(body.model, "embedding").declaration.model.model_id
     await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), None))
-    completed = await texts.embed(caller.rooms.log, body.model, await _inputs(caller, body), caller.call)
+    completed = await texts.embed(caller.rooms.log, model, await _inputs(caller, body), caller.call)
     await caller.rooms.gate.settle(caller.use, sum(completed.token_counts))
     if body.dimensions is not None and body.dimensions != len(completed.vectors[0]):
         raise unsupported("dimensions", f"The vectors of '{body.model}' have {len(completed.vectors[0])} dimensions.")
-    return _embedding_list(completed, body)
+    return _embedding_list(completed, body, model)
 
 
 @router.post("/v1/tokenize")
@@ -83,10 +83,10 @@ async def detokenize(body: DetokenizeBody, caller: Inference) -> TokenizationVie
     return _tokenization_view(decoded)
 
 
-def _model_view(model: DeclaredModel) -> ModelView:
+def _model_view(name: str, model: DeclaredModel) -> ModelView:
     declaration, reference = model.declaration, model.declaration.model
     return ModelView(
-        id=reference.model_id,
+        id=name,
         created=int(model.declared_at.timestamp()),
         owned_by=declaration.owned_by,
         tessera=ModelDetails(
@@ -97,6 +97,7 @@ def _model_view(model: DeclaredModel) -> ModelView:
             template=reference.template,
             counts_are_exact=reference.exact,
             context_tokens=reference.context_tokens,
+            alias_of=reference.model_id if name != reference.model_id else None,
         ),
     )
 
@@ -121,12 +122,12 @@ async def _decoded(caller: Caller, tokens: Sequence[int], param: str) -> str:
     return text
 
 
-def _embedding_list(completed: EmbeddingCompleted, body: EmbeddingBody) -> EmbeddingList:
+def _embedding_list(completed: EmbeddingCompleted, body: EmbeddingBody, model: str) -> EmbeddingList:
     encode = _base64_floats if body.encoding_format == "base64" else list
     tokens = sum(completed.token_counts)
     return EmbeddingList(
         data=[EmbeddingView(index=index, embedding=encode(vector)) for index, vector in enumerate(completed.vectors)],
-        model=body.model,
+        model=model,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
 

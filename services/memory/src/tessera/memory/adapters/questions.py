@@ -58,6 +58,10 @@ class CachedQueryEmbedder:
         self._cache = cache
         self._timeout = timeout
 
+    def wait_for(self, timeout: timedelta) -> None:
+        """Is as patient with the next question."""
+        self._timeout = timeout
+
     async def vector(self, tenant_id: str, query: str) -> Vector | None:
         """See QueryEmbedder."""
         if self._cache is None:

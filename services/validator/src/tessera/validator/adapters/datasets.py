@@ -56,6 +56,10 @@ class DuckDbReader:
         self._limits = limits
         self._scratch = scratch
 
+    def limit(self, limits: ReadingLimits) -> None:
+        """Has other limits from the next dataset on."""
+        self._limits = limits
+
     @asynccontextmanager
     async def loading(self, datasets: Sequence[DatasetReference]) -> AsyncIterator[LoadedComparison | LoadedCandidate]:
         """See the port."""

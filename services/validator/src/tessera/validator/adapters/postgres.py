@@ -99,6 +99,11 @@ class PostgresValidationJobs:
         self._lease = lease
         self._tenant_limit = tenant_limit
 
+    def share(self, lease: timedelta, tenant_limit: int) -> None:
+        """Goes on with another lease, and another share of each tenant."""
+        self._lease = lease
+        self._tenant_limit = tenant_limit
+
     async def claim(self) -> Lease | None:
         """See the port."""
         async with self._database.transaction() as connection:

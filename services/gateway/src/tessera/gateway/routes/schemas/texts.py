@@ -17,6 +17,7 @@ class ModelDetails(View):
     template: str
     counts_are_exact: bool
     context_tokens: int | None
+    alias_of: Annotated[str | None, Field(description="The model that answers, where `id` is another name for it.")]
 
 
 class ModelView(View):
