@@ -1,5 +1,17 @@
 """One class per event type, grouped by what they are about."""
 
+from tessera.contracts.events.audit import (
+    MAXIMUM_AUDIT_PAGE,
+    AuditAction,
+    AuditActor,
+    AuditDetail,
+    AuditEntry,
+    AuditInspected,
+    AuditOutcome,
+    AuditRecorded,
+    AuditReported,
+    AuditTarget,
+)
 from tessera.contracts.events.consistency import (
     AwaitedWrite,
     ConsistencyLevel,
@@ -91,8 +103,18 @@ from tessera.contracts.events.validation import (
 )
 
 __all__ = [
+    "MAXIMUM_AUDIT_PAGE",
     "ArchiveRequested",
     "ArchivedItem",
+    "AuditAction",
+    "AuditActor",
+    "AuditDetail",
+    "AuditEntry",
+    "AuditInspected",
+    "AuditOutcome",
+    "AuditRecorded",
+    "AuditReported",
+    "AuditTarget",
     "AwaitedWrite",
     "Capability",
     "ChatMessage",
