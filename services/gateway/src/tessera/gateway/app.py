@@ -7,6 +7,7 @@ from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
+from tessera.gateway.adapters.audit import OutboxAuditTrail
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.log import BusLog
@@ -19,6 +20,7 @@ from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
+from tessera.gateway.handlers.auditing import Refusals
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
@@ -53,6 +55,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     runtime.add_worker("stored completions", workers.every(timedelta(seconds=10), repair, "stored_completions_not_looked_at"))
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
+    runtime.add_worker("refusals", workers.every(timedelta(minutes=1), rooms.refusals, "refusals_not_written", last=True))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     runtime.add_http_server(application(rooms, _edge_limits(settings), settings.cors_origins), settings.host, settings.port)
 
@@ -61,6 +64,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
     settings, database, bus = runtime.settings, runtime.database, runtime.bus
     patience = timedelta(seconds=settings.publish_timeout_seconds)
     log = BusLog(bus, patience)
+    trail = OutboxAuditTrail(bus)
     runtime.add_dependency("publishing", required=False, check=_nothing, breaker=log.breaker)
 
     async def ready() -> tuple[bool, str]:
@@ -76,7 +80,9 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         generations=PostgresGenerations(database),
         stored=PostgresStoredCompletions(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
-        decisions=PostgresDecisions(database),
+        decisions=PostgresDecisions(database, bus),
+        trail=trail,
+        refusals=Refusals(trail),
         authenticator=Authenticator(PostgresKeys(database), settings.pepper),
         ready=ready,
         gate=_gate(runtime),

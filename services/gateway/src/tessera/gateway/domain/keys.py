@@ -22,7 +22,7 @@ SECRET_LENGTH: Final = 32  # 62^32 is 190 bits
 CHECKSUM_LENGTH: Final = 6  # 62^6 exceeds 2^32
 
 ENVIRONMENTS: Final = ("dev", "test", "live")
-SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "admin")
+SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "admin", "audit")
 DEFAULT_SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation")
 
 _PATTERN: Final = re.compile(

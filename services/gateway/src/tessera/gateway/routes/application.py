@@ -11,7 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, stored, texts
+from tessera.gateway.domain.audit import ACTIONS_OF
+from tessera.gateway.routes import administration, audit, dead_letters, generations, governance, memories, problems, stored, texts
 from tessera.gateway.routes.context import Require, Rooms
 from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import Edge, EdgeLimits
@@ -27,6 +28,7 @@ _ROUTERS: Final = (
     governance.router,
     administration.router,
     dead_letters.router,
+    audit.router,
 )
 _ERROR: Final = {"$ref": "#/components/schemas/ErrorBody"}
 _ERRORS: Final = {
@@ -141,3 +143,5 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
             operation["responses"].setdefault(status, {"description": description, "content": {"application/json": {"schema": _ERROR}}})
         if scope:
             operation["x-required-scope"] = scope
+        if actions := ACTIONS_OF.get((method, route.path_format)):
+            operation["x-audit-actions"] = list(actions)

@@ -1,24 +1,32 @@
 """What routes are given: the caller with its rights, and the rooms behind the handlers."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
 
-from tessera.gateway.domain import errors
+from tessera.contracts.events import AuditAction, AuditTarget
+from tessera.gateway.domain import audit, errors
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
+from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.domain.limits import Holder
 from tessera.gateway.handlers.access import Authenticator
+from tessera.gateway.handlers.auditing import Refusals, on_record
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate, Use
-from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
+from tessera.gateway.ports import AuditTrail, Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
 from tessera.telemetry import bound
+
+_LONGEST: Final = 256
+"""Characters of a target's name on record: a client may invent longer ones."""
 
 _scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
 
@@ -34,6 +42,8 @@ class Rooms:
     stored: StoredCompletions
     dead_letters: DeadLetters
     decisions: Decisions
+    trail: AuditTrail
+    refusals: Refusals
     authenticator: Authenticator
     ready: Callable[[], Awaitable[tuple[bool, str]]]
     """Whether this replica can serve, and the word for it."""
@@ -58,11 +68,24 @@ class Caller:
     call: Call
     rooms: Rooms
     use: Use = field(default_factory=Use)
+    address: str | None = None
 
     @property
     def tenant_id(self) -> str:
         """Whose data this request may touch."""
         return self.principal.tenant_id
+
+    @property
+    def actor(self) -> Actor:
+        """Who this is, on record."""
+        return Actor("key", self.principal.key_id, self.tenant_id, self.address, self.call.request_id)
+
+    def on_record(
+        self, action: AuditAction, kind: str, name: str, *, tenant_id: str | None = None, **details: str | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Has an act on record that no transaction of ours holds: `attempted` before it, then what came of it."""
+        act = audit.record(self.actor, action, tenant_id=tenant_id, target=AuditTarget(kind=kind, id=name[:_LONGEST]), details=details)
+        return on_record(self.rooms.trail, act)
 
 
 def rooms_of(request: Request) -> Rooms:
@@ -81,16 +104,30 @@ class Require:
         """Raises ApiError 401, 403 or 429."""
         rooms = rooms_of(request)
         request.state.use = use = Use()
-        if request.client is not None:
-            await rooms.gate.admit(use, Holder("ip", request.client.host))
-        principal = await rooms.authenticator.principal(request.headers.get("authorization"))
+        address = request.client.host if request.client is not None else None
+        if address is not None:
+            await rooms.gate.admit(use, Holder("ip", address))
+        principal = await _authenticated(rooms, request.headers.get("authorization"), address)
         if self.scope not in principal.scopes:
+            rooms.refusals.unauthorized(Actor("key", principal.key_id, principal.tenant_id, address), self.scope)
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
         use.own = principal.allowance
         await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
-        return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use)
+        return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use, address)
+
+
+async def _authenticated(rooms: Rooms, authorization: str | None, address: str | None) -> Principal:
+    """Counts for the audit trail who is refused."""
+    try:
+        return await rooms.authenticator.principal(authorization)
+    except ApiError as refused:
+        if refused.status == 401:
+            key = rooms.authenticator.suspect(authorization)
+            by = Actor("unknown", key.id, key.tenant_id, address) if key else Actor("unknown", client_address=address)
+            rooms.refusals.unauthenticated(by, refused.code)
+        raise
 
 
 Inference = Annotated[Caller, Depends(Require("inference"))]
@@ -99,6 +136,7 @@ MemoryWriter = Annotated[Caller, Depends(Require("memory:write"))]
 RetentionOfficer = Annotated[Caller, Depends(Require("retention"))]
 DataEngineer = Annotated[Caller, Depends(Require("validation"))]
 Operator = Annotated[Caller, Depends(Require("admin"))]
+Auditor = Annotated[Caller, Depends(Require("audit"))]
 
 IdempotencyKey = Annotated[
     str | None,

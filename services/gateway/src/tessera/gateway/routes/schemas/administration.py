@@ -11,7 +11,7 @@ from tessera.gateway.domain.keys import DEFAULT_SCOPES
 from tessera.gateway.routes.schemas.common import Body, Instant, View, Whole, as_written, examples
 
 Limit = Annotated[Whole | None, Field(ge=1, le=1_000_000_000)]
-Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin"]
+Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "admin", "audit"]
 
 
 class TenantBody(Body):
