@@ -7,6 +7,7 @@ from datetime import timedelta
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
 from tessera.retention import consumers
+from tessera.retention.adapters.audit import PostgresAuditTrail
 from tessera.retention.adapters.jobs import PostgresSweepJobs
 from tessera.retention.adapters.postgres import PostgresUnit
 from tessera.retention.settings import RetentionSettings
@@ -25,7 +26,7 @@ async def build(runtime: Runtime[RetentionSettings]) -> None:
     )
     worker = SweepWorker(PostgresSweepJobs(runtime.database, runtime.bus, settings.lease), pacing)
     runtime.add_worker("sweeps", worker.run)
-    consumers.register(runtime.bus, PostgresUnit)
+    consumers.register(runtime.bus, PostgresUnit, PostgresAuditTrail(runtime.database))
 
 
 def main() -> None:
