@@ -127,6 +127,7 @@ REQUESTS = (
     "sweep.requested",
     "validation.requested",
     "tenant.changed",
+    "audit.recorded",
     "ingest.default",
 )
 

@@ -89,7 +89,7 @@ class PostgresAuditTrail:
 
 def _entry(row: Any) -> AuditEntry:
     record = row.record if isinstance(row.record, dict) else json.loads(row.record)
-    return AuditEntry(id=row.event_id, record=AuditRecorded.model_validate(record))
+    return AuditEntry(id=row.event_id, record=AuditRecorded.model_validate(record, extra="ignore"))
 
 
 def _cursor(entry: AuditEntry) -> str:
