@@ -147,7 +147,7 @@ async def test_filters_hold_together_and_pages_follow_each_other(wire: Any, kept
     assert [entry.record for entry in within.entries] == [act(wire.tenant, number, actor=actor) for number in (2, 1)]
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", f"{10**17 - 1}.e", "1.", ".e"])
+@pytest.mark.parametrize("cursor", ["nonsense", f"{10**17}.e", "1.", ".e"])
 async def test_a_cursor_that_never_was_is_refused(wire: Any, cursor: str) -> None:
     asked = AuditInspected(reply_partition=REPLY_PARTITION, after=cursor)
     failed = await wire.ask("audit.inspected", asked, RequestFailed)

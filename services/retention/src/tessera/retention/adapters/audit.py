@@ -99,13 +99,5 @@ def _cursor(entry: AuditEntry) -> str:
 def _place(cursor: str) -> dict[str, Any]:
     found = _CURSOR.fullmatch(cursor)
     if found is None:
-        raise _no_such_cursor()
-    try:
-        moment = _EPOCH + timedelta(microseconds=int(found["microseconds"]))
-    except OverflowError:
-        raise _no_such_cursor() from None
-    return {"after_at": moment, "after_id": found["event_id"]}
-
-
-def _no_such_cursor() -> InvalidError:
-    return InvalidError("invalid_value", "There is no such cursor.", "after")
+        raise InvalidError("invalid_value", "There is no such cursor.", "after")
+    return {"after_at": _EPOCH + timedelta(microseconds=int(found["microseconds"])), "after_id": found["event_id"]}
