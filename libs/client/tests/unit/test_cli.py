@@ -98,6 +98,32 @@ LETTER = {
     "value": {"text": "{}", "base64": "e30="},
 }
 SETTLED = {"id": "l", "result": "replayed", "error": None}
+AUDITED = {
+    "id": "a-1",
+    "occurred_at": "2026-01-01T00:00:00Z",
+    "action": "key.create",
+    "outcome": "succeeded",
+    "actor": {"kind": "key", "id": "k-1", "tenant_id": "default"},
+    "tenant_id": "acme",
+    "target": {"kind": "key", "id": "k-2"},
+    "code": None,
+    "details": {"scopes": "inference audit"},
+    "count": 1,
+    "client_address": "192.0.2.1",
+    "request_id": "req-1",
+}
+REFUSED = {
+    **AUDITED,
+    "action": "authentication.refused",
+    "outcome": "refused",
+    "actor": {"kind": "unknown", "id": None, "tenant_id": None},
+    "tenant_id": None,
+    "target": None,
+    "code": "invalid_api_key",
+    "details": {},
+    "count": 412,
+}
+NO_AUDIT_FILTER = dict.fromkeys(("actor", "action", "target", "tenant_id", "since", "until"))
 NO_CHOICE = dict.fromkeys(("topic", "service", "code", "since", "until", "event_id", "tenant_id"))
 
 
@@ -214,6 +240,19 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
             ("replay_dead_letters", (), {"ids": None, "dry_run": False, **NO_CHOICE}),
             "no dead letters",
         ),
+        (
+            ["audit", "list", "--action", "key.create", "--tenant", "acme", "--limit", "2"],
+            {"audit_events": [AUDITED]},
+            ("audit_events", (), {"limit": 2, **NO_AUDIT_FILTER, "action": "key.create", "tenant_id": "acme"}),
+            "2026-01-01T00:00:00Z  key.create  succeeded  by key k-1  from 192.0.2.1  on key k-2  of acme  scopes=inference audit",
+        ),
+        (
+            ["audit", "list"],
+            {"audit_events": [REFUSED]},
+            ("audit_events", (), {"limit": 50, **NO_AUDIT_FILTER}),
+            "authentication.refused  refused (invalid_api_key)  by unknown  from 192.0.2.1  412 times",
+        ),
+        (["audit", "list"], {"audit_events": []}, ("audit_events", (), {"limit": 50, **NO_AUDIT_FILTER}), "nothing on record"),
         (["spool", "list"], {"spool": SPOOL}, ("spool", (), {}), "m-1 t, 2 attempts: Kafka is away."),
         (["spool", "list"], {"spool": SPOOL}, ("spool", (), {}), "1 events, 300 bytes, oldest 2026-11-21T07:00:00Z; full"),
         (["spool", "list"], {"spool": NO_SPOOL}, ("spool", (), {}), "no spool"),

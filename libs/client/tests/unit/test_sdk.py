@@ -197,6 +197,16 @@ def test_dead_letters_are_paged_up_to_the_limit(script: Script) -> None:
     ]
 
 
+def test_audit_events_are_paged_up_to_the_limit(script: Script) -> None:
+    script.then(200, {"data": [{"id": "a"}], "next_cursor": "c"}).then(200, {"data": [{"id": "b"}, {"id": "c"}], "next_cursor": "d"})
+    with client(script) as tessera:
+        assert [event["id"] for event in tessera.audit_events(limit=2, action="key.create", actor=None)] == ["a", "b"]
+    assert [path for _, path, _, _ in script.asked] == [
+        "/v1/audit?action=key.create&limit=100",
+        "/v1/audit?action=key.create&limit=100&after=c",
+    ]
+
+
 def test_a_decision_about_a_stuck_event(script: Script) -> None:
     with client(script.then(202, {"status": "accepted"})) as tessera:
         tessera.decide_parked("memory", "ingest", 3, 1742, "discard")

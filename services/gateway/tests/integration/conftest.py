@@ -130,6 +130,7 @@ REQUESTS = (
     "sweep.requested",
     "validation.requested",
     "tenant.changed",
+    "audit.recorded",
     "ingest.default",
 )
 

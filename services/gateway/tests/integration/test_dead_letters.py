@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tessera.bus.deadletters import dead_letter
 from tessera.contracts.errors import InvalidError
-from tessera.contracts.events import DependencyStatus, ServiceStatus
+from tessera.contracts.events import AuditRecorded, DependencyStatus, ServiceStatus
 from tessera.testkit import eventually_blocking
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -264,7 +264,10 @@ def test_an_order_that_means_nothing_is_refused(http: httpx.Client, body: dict[s
 
 
 def test_a_gateway_that_dies_before_it_remembers_leaves_the_letter_pending(gateway: Any, log: Log, name: str) -> None:
-    """The replay is then repeated, with the same id; whoever applied it knows it (libs/bus/tests/integration/test_letters.py)."""
+    """The replay is then repeated, with the same id; whoever applied it knows it (libs/bus/tests/integration/test_letters.py).
+
+    That the first one was begun is on record, and stays so.
+    """
     letter_id = log.bury(event(name))
     before = len(log.on("ingest", 1))
     gateway.process.stop()
@@ -285,6 +288,14 @@ def test_a_gateway_that_dies_before_it_remembers_leaves_the_letter_pending(gatew
         assert order(http, "replay", ids=[letter_id]) == [(letter_id, "replayed")]
     first, second = log.on("ingest", 1)[before:]
     assert (first.value(), first.key(), first.headers()) == (second.value(), second.key(), second.headers())
+    outcomes = eventually_blocking(lambda: found if len(found := recorded(gateway, letter_id)) >= 3 else None)
+    assert outcomes == ["attempted", "attempted", "succeeded"]
+
+
+def recorded(gateway: Any, letter_id: str) -> list[str]:
+    """What came of orders about a letter, in the order of the audit trail."""
+    target = {"kind": "dead_letter", "id": letter_id}
+    return [heard.data["outcome"] for heard in gateway.peer.of(AuditRecorded) if heard.data.get("target") == target]
 
 
 def test_a_breaker_that_is_open_is_in_the_status_of_its_replica(gateway: Any, http: httpx.Client) -> None:

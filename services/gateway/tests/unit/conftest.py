@@ -12,15 +12,25 @@ import pytest
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData
-from tessera.contracts.events import DatasetReference, GenerationRequested, ModelDeclared, ModelReference
-from tessera.gateway.domain import keys
+from tessera.contracts.events import (
+    AuditAction,
+    AuditRecorded,
+    AuditTarget,
+    DatasetReference,
+    GenerationRequested,
+    ModelDeclared,
+    ModelReference,
+)
+from tessera.gateway.domain import audit, keys
 from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.domain.records import Ended, GenerationRecord, Since, UsageRow
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.access import Authenticator
+from tessera.gateway.handlers.auditing import Refusals
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.ports import (
@@ -110,9 +120,27 @@ class MemoryLog:
 
 
 @dataclass
+class MemoryTrail:
+    """`ports.AuditTrail` in memory."""
+
+    acts: list[AuditRecorded] = field(default_factory=list)
+    away: Exception | None = None
+
+    async def write(self, *acts: AuditRecorded) -> None:
+        if self.away is not None:
+            raise self.away
+        self.acts += acts
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        return [(act.action, act.outcome) for act in self.acts]
+
+
+@dataclass
 class MemoryStore:
     """`ports.Keys`, `ports.Tenants` and `ports.Datasets` in memory."""
 
+    trail: MemoryTrail = field(default_factory=MemoryTrail)
     tenants: dict[str, Tenant] = field(default_factory=dict)
     keys: dict[str, tuple[KeyDescription, bytes]] = field(default_factory=dict)
     former: dict[str, bytes] = field(default_factory=dict)
@@ -137,24 +165,27 @@ class MemoryStore:
             description.allowance,
         )
 
-    async def create(self, tenant: Tenant, request_id: str | None) -> bool:
+    async def create(self, tenant: Tenant, by: Actor) -> bool:
+        self._record(by, "tenant.create", tenant.id, "tenant", tenant.id)
         return self.tenants.setdefault(tenant.id, tenant) is tenant
 
     async def list(self, *, after: str | None, limit: int) -> list[Tenant]:
         return [tenant for name, tenant in sorted(self.tenants.items()) if name > (after or "")][:limit]
 
-    async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
+    async def add_key(self, description: KeyDescription, digest: bytes, by: Actor) -> bool:
+        self._record(by, "key.create", description.tenant_id, "key", description.id)
         self.keys[description.id] = (description, digest)
         return description.tenant_id in self.tenants
 
     async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> "list[KeyDescription]":
         return [description for description, _ in self.keys.values()][:limit]
 
-    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime, by: Actor) -> KeyDescription | None:
         if key_id not in self.keys:
             return None
         description, self.former[key_id] = self.keys[key_id]
         self.keys[key_id] = (replace(description, former_until=former_until), digest)
+        self._record(by, "key.rotate", description.tenant_id, "key", key_id)
         return self.keys[key_id][0]
 
     async def used_keys(self, moments: Mapping[str, datetime]) -> None:
@@ -162,8 +193,12 @@ class MemoryStore:
             raise self.away
         self.used |= moments
 
-    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+    async def revoke_key(self, key_id: str, now: datetime, by: Actor) -> bool:
+        self._record(by, "key.revoke", by.tenant_id, "key", key_id)
         return self.keys.pop(key_id, None) is not None
+
+    def _record(self, by: Actor, action: AuditAction, tenant_id: str | None, kind: str, name: str) -> None:
+        self.trail.acts.append(audit.record(by, action, tenant_id=tenant_id, target=AuditTarget(kind=kind, id=name)))
 
 
 class MemoryGenerations:
@@ -337,14 +372,16 @@ class MemoryDeadLetters:
 class MemoryDecisions:
     """`ports.Decisions` in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, trail: MemoryTrail) -> None:
         self.rows: dict[bytes, Decision] = {}
+        self._trail = trail
 
     async def of(self, letters: Sequence[DeadLetterSummary]) -> dict[str, Decision]:
         return {letter.id: self.rows[letter.digest] for letter in letters if letter.digest in self.rows}
 
-    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
-        self.rows.setdefault(letter.digest, Decision(outcome, datetime.now().astimezone(), by))
+    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, act: AuditRecorded) -> None:
+        self.rows.setdefault(letter.digest, Decision(outcome, datetime.now().astimezone(), act.actor.id or ""))
+        await self._trail.write(act)
 
 
 @dataclass
@@ -355,6 +392,7 @@ class Desk:
     store: MemoryStore
     rooms: Rooms
     key: str
+    trail: MemoryTrail
 
     def client(self, key: str | None = None, limits: EdgeLimits | None = None) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(application(self.rooms, limits or EdgeLimits()), raise_app_exceptions=False)
@@ -374,7 +412,7 @@ def desk() -> Desk:
     async def ready() -> tuple[bool, str]:
         return True, "ready"
 
-    letters, decisions = MemoryDeadLetters(), MemoryDecisions()
+    letters, decisions = MemoryDeadLetters(), MemoryDecisions(store.trail)
     rooms = Rooms(
         log,
         store,
@@ -385,11 +423,14 @@ def desk() -> Desk:
         MemoryAnswers(),
         letters,
         decisions,
+        store.trail,
+        Refusals(store.trail),
         Authenticator(store, PEPPER),
         ready,
         Handoff(log),
         Tokens(PEPPER),
         generation=Limits(),
+        instance="gateway-1",
     )
     for model_id, capability in (("chat", "chat"), ("text", "completion"), ("vectors", "embedding")):
         model = ModelReference(
@@ -401,6 +442,6 @@ def desk() -> Desk:
             exact=True,  # type: ignore[arg-type]
         )
         rooms.models.declare(ModelDeclared(model=model, description="d", owned_by="o"), datetime.now().astimezone())
-    made = Desk(log, store, rooms, "")
+    made = Desk(log, store, rooms, "", store.trail)
     made.key = made.new_key(*keys.SCOPES)
     return made

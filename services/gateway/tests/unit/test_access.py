@@ -7,6 +7,7 @@ import pytest
 
 from tessera.contracts.errors import RetryableError
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.handlers.access import CACHED_KEYS, KeyCache, LastUses, bootstrap
@@ -41,7 +42,7 @@ async def test_a_rotated_key_opens_at_once_where_the_old_one_is_remembered(desk:
     await authenticator.principal(f"Bearer {desk.key}")
     renewed = keys.ApiKey(here.environment, here.id, keys.new_secret())
     now = datetime.now(UTC)
-    await desk.store.rotate_key(here.id, authenticator.digest(renewed.secret), now, now + timedelta(seconds=60))
+    await desk.store.rotate_key(here.id, authenticator.digest(renewed.secret), now, now + timedelta(seconds=60), Actor("unknown"))
     for presented in (renewed, here):
         assert (await authenticator.principal(f"Bearer {presented.reveal()}")).key_id == here.id
 

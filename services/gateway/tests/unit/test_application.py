@@ -71,6 +71,7 @@ SCOPE_OF = {
     ("POST", "/v1/dead-letters/discard"): "admin",
     ("GET", "/v1/spool"): "admin",
     ("POST", "/v1/spool/replay"): "admin",
+    ("GET", "/v1/audit"): "audit",
     ("GET", "/health"): None,
 }
 

@@ -320,6 +320,26 @@ def _place(event: str) -> tuple[str, int, int]:
 
 
 @main.group()
+def audit() -> None:
+    """Who did what. Needs a key with the scope audit; with admin as well it sees every tenant's records."""
+
+
+@audit.command("list")
+@click.option("--actor", help="Id of the key that acted.")
+@click.option("--action", help="Such as key.revoke.")
+@click.option("--target", help="Id of what was acted upon.")
+@click.option("--tenant", "tenant_id", help="The tenant acted upon.")
+@click.option("--since", help="At or after (RFC 3339).")
+@click.option("--until", help="Before (RFC 3339).")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.pass_obj
+def list_audit_events(context: Context, /, *, limit: int, **query: str | None) -> None:
+    """Administrative acts and refusals, the newest first."""
+    found = context.call(lambda client: client.audit_events(limit=limit, **query))
+    context.show({"data": found}, [_audit_line(event) for event in found] or ["nothing on record"])
+
+
+@main.group()
 def spool() -> None:
     """What the gateway accepted while Kafka was away. Each replica has its own; the one that answers is named."""
 
@@ -405,6 +425,23 @@ def _letter_lines(letter: dict[str, Any]) -> list[str]:
 
 def _shown(content: dict[str, Any]) -> str:
     return str(content["text"]) if content["text"] is not None else f"base64 {content['base64']}"
+
+
+def _audit_line(event: dict[str, Any]) -> str:
+    actor, target = event["actor"], event["target"]
+    by = f"by {actor['kind']}" + (f" {actor['id']}" if actor["id"] else "")
+    parts = [
+        event["occurred_at"],
+        event["action"],
+        event["outcome"] + (f" ({event['code']})" if event["code"] else ""),
+        by,
+        f"from {event['client_address']}" if event["client_address"] else "",
+        f"on {target['kind']} {target['id']}" if target else "",
+        f"of {event['tenant_id']}" if event["tenant_id"] else "",
+        f"{event['count']} times" if event["count"] > 1 else "",
+        " ".join(f"{name}={value}" for name, value in event["details"].items()),
+    ]
+    return "  ".join(part for part in parts if part)
 
 
 def _lag_rows(service: dict[str, Any]) -> list[dict[str, Any]]:

@@ -141,12 +141,14 @@ class Tessera:
         Filters: topic, service, code, since, until, event_id, tenant_id, status (pending, replayed, discarded, all).
         `order` is newest or oldest.
         """
-        found: list[Json] = []
-        for page in self._pages("/v1/dead-letters", _given(**query)):
-            found += page
-            if limit is not None and len(found) >= limit:
-                break
-        return found[:limit]
+        return self._first(limit, self._pages("/v1/dead-letters", _given(**query)))
+
+    def audit_events(self, *, limit: int | None = None, **query: Any) -> list[Json]:
+        """Who did what, the newest first; all of it where there is no `limit`. Needs a key with the scope audit.
+
+        Filters: actor, action, target, tenant_id, since, until. With the scope admin as well, every tenant's.
+        """
+        return self._first(limit, self._pages("/v1/audit", _given(**query), size=100))
 
     def dead_letter(self, letter_id: str) -> Json:
         """One dead letter with the original key, headers and bytes."""
@@ -192,10 +194,18 @@ class Tessera:
     def _all(self, path: str, query: Json) -> list[Json]:
         return [entry for page in self._pages(path, query) for entry in page]
 
-    def _pages(self, path: str, query: Json) -> Iterator[list[Json]]:
+    def _first(self, limit: int | None, pages: Iterator[list[Json]]) -> list[Json]:
+        found: list[Json] = []
+        for page in pages:
+            found += page
+            if limit is not None and len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _pages(self, path: str, query: Json, *, size: int = 200) -> Iterator[list[Json]]:
         after: str | None = None
         while True:
-            page = self._request("GET", path, params={**query, "limit": 200, **_given(after=after)})
+            page = self._request("GET", path, params={**query, "limit": size, **_given(after=after)})
             yield page["data"]
             after = page["next_cursor"]
             if after is None:

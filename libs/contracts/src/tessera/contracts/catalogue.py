@@ -278,6 +278,16 @@ _CHAT: Final = (
         consumers=(_chat("retention", Mode.TRANSACTIONAL),),
     ),
     Topic(
+        "audit.inspected",
+        "Questions after the audit trail.",
+        (events.AuditInspected,),
+        key="request",
+        producers=("gateway",),
+        consumers=(_chat("retention", Mode.REPLY),),
+        retention=_HOUR,
+        order_free=True,
+    ),
+    Topic(
         "reply",
         "Chunks, completions and answers. Each gateway replica reads the partitions it asks for, outside groups.",
         (
@@ -290,6 +300,7 @@ _CHAT: Final = (
             events.IngestionReported,
             events.FreshnessReported,
             events.PolicyReported,
+            events.AuditReported,
             events.SweepReported,
             events.ValidationReported,
             events.RequestFailed,
@@ -310,6 +321,15 @@ _BULK: Final = (
         key="hash(tenant, sweep)",
         producers=("gateway",),
         consumers=(_bulk("retention"),),
+    ),
+    Topic(
+        "audit.recorded",
+        "The audit trail: every administrative act, and who was refused.",
+        (events.AuditRecorded,),
+        key="hash(tenant)",
+        producers=("gateway",),
+        consumers=(_bulk("retention"),),
+        retention=None,
     ),
     Topic(
         "archive.requested",

@@ -9,6 +9,7 @@ from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
 from tessera.gateway.adapters.answers import PostgresAnswers
+from tessera.gateway.adapters.audit import OutboxAuditTrail
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.generation_records import PostgresRecords
@@ -23,6 +24,7 @@ from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.records import Price, Prices
 from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
+from tessera.gateway.handlers.auditing import Refusals
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
@@ -65,6 +67,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     _keep_records(runtime, rooms)
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
+    runtime.add_worker("refusals", workers.every(timedelta(minutes=1), rooms.refusals, "refusals_not_written", last=True))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
     if settings.authentication == "off":
         _let_everybody_in(runtime, rooms.tenants)
@@ -93,6 +96,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
     settings, database, bus = runtime.settings, runtime.database, runtime.bus
     patience = timedelta(seconds=settings.publish_timeout_seconds)
     log = BusLog(bus, patience)
+    trail = OutboxAuditTrail(bus)
     runtime.add_dependency("publishing", required=False, check=_nothing, breaker=log.breaker)
 
     async def ready() -> tuple[bool, str]:
@@ -110,7 +114,9 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         records=PostgresRecords(database),
         answers=PostgresAnswers(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
-        decisions=PostgresDecisions(database),
+        decisions=PostgresDecisions(database, bus),
+        trail=trail,
+        refusals=Refusals(trail),
         authenticator=_authenticator(settings, PostgresKeys(database)),
         ready=ready,
         gate=_gate(runtime),

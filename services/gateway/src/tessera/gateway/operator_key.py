@@ -15,6 +15,7 @@ from tessera.contracts.base import TenantId
 from tessera.contracts.errors import FatalError
 from tessera.gateway.adapters.postgres import PostgresKeys, PostgresTenants
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.audit import OPERATOR_KEY
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.handlers.access import Authenticator, create_key, create_tenant
 from tessera.gateway.settings import GatewaySettings
@@ -30,11 +31,12 @@ async def make(settings: GatewaySettings, tenant_id: str) -> str:
     try:
         tenants = PostgresTenants(database, bus)
         with suppress(ApiError):  # it exists already
-            await create_tenant(tenants, tenant_id, tenant_id, "operator-key")
+            await create_tenant(tenants, tenant_id, tenant_id, OPERATOR_KEY)
         authenticator = Authenticator(PostgresKeys(database), settings.pepper)
         _, key = await create_key(
             tenants,
             authenticator,
+            OPERATOR_KEY,
             tenant_id=tenant_id,
             name="operator",
             environment=settings.key_environment,

@@ -8,8 +8,9 @@ from typing import BinaryIO, Literal, Protocol
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData, RequestData
-from tessera.contracts.events import DatasetReference, GenerationRequested
+from tessera.contracts.events import AuditRecorded, DatasetReference, GenerationRequested
 from tessera.gateway.domain.assembly import Located
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.backlog import Place, Waiting
 from tessera.gateway.domain.keys import OnDisconnect, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Standing, Window
@@ -175,10 +176,18 @@ class SpoolStore(Protocol):
         ...
 
 
-class Tenants(Protocol):
-    """Tenants and keys, for the operator."""
+class AuditTrail(Protocol):
+    """Who did what. Append-only."""
 
-    async def create(self, tenant: Tenant, request_id: str | None) -> bool:
+    async def write(self, *acts: AuditRecorded) -> None:
+        """Returns once all of them are durable, or none is. Raises RetryableError or CircuitOpenError."""
+        ...
+
+
+class Tenants(Protocol):
+    """Tenants and keys, for the operator. What changes one of them commits together with the record of who did."""
+
+    async def create(self, tenant: Tenant, by: Actor) -> bool:
         """Makes the topics, then the row and its event in one transaction. False where the tenant exists already."""
         ...
 
@@ -186,15 +195,15 @@ class Tenants(Protocol):
         """By id, those after `after`."""
         ...
 
-    async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
-        """False where the tenant does not exist. Adding the same id again hashes it anew."""
+    async def add_key(self, description: KeyDescription, digest: bytes, by: Actor) -> bool:
+        """False where the tenant does not exist, or the same key does. The same id with another digest or scopes takes those."""
         ...
 
     async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Sequence[KeyDescription]:
         """A tenant's keys by id, revoked ones included."""
         ...
 
-    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime, by: Actor) -> KeyDescription | None:
         """Another secret; the one it had lives until `former_until`, one before that no more. None for a key that opens nothing."""
         ...
 
@@ -202,7 +211,7 @@ class Tenants(Protocol):
         """Remembers when keys were last used."""
         ...
 
-    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+    async def revoke_key(self, key_id: str, now: datetime, by: Actor) -> bool:
         """False where no such key exists; revoking twice keeps the first moment."""
         ...
 
@@ -456,8 +465,8 @@ class Decisions(Protocol):
         """By the letter's id; those not decided on are missing."""
         ...
 
-    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
-        """Remembers a decision, unless there is one: the first stands."""
+    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, act: AuditRecorded) -> None:
+        """Remembers a decision of the actor, unless there is one: the first stands. The act is on record with it, or neither is."""
         ...
 
 

@@ -23,16 +23,21 @@ class Round(Protocol):
         ...
 
 
-def every(pause: timedelta, work: Round, failed: str) -> Work:
-    """One round, then a pause. A round that fails is told as `failed`, and the next is tried."""
+def every(pause: timedelta, work: Round, failed: str, *, last: bool = False) -> Work:
+    """One round, then a pause; with `last` another one before the service stops. One that fails is told as `failed`, the next is tried."""
+
+    async def attempt() -> None:
+        try:
+            await work.once()
+        except (RetryableError, CircuitOpenError) as error:
+            _log.warning(failed, error=str(error))
 
     async def rounds(stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            try:
-                await work.once()
-            except (RetryableError, CircuitOpenError) as error:
-                _log.warning(failed, error=str(error))
+            await attempt()
             await _paused(stopping, pause)
+        if last:
+            await attempt()
 
     return rounds
 

@@ -8,6 +8,7 @@ from functools import partial
 from tessera.bus.service import Runtime, run_service
 from tessera.contracts.errors import FatalError
 from tessera.retention import consumers
+from tessera.retention.adapters.audit import PostgresAuditTrail
 from tessera.retention.adapters.jobs import PostgresSweepJobs
 from tessera.retention.adapters.postgres import PostgresUnit
 from tessera.retention.settings import RetentionSettings, SweepSettings
@@ -22,7 +23,7 @@ async def build(runtime: Runtime[RetentionSettings]) -> None:
     worker = SweepWorker(PostgresSweepJobs(runtime.database, runtime.bus, settings.lease), _pacing(settings))
     runtime.add_worker("sweeps", worker.run)
     runtime.on_reload(lambda fresh: partial(worker.pace, _pacing(fresh.sweeps)))
-    consumers.register(runtime.bus, PostgresUnit)
+    consumers.register(runtime.bus, PostgresUnit, PostgresAuditTrail(runtime.database))
 
 
 def _pacing(settings: SweepSettings) -> SweepPacing:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.bus import Bus, Received, Transaction
+from tessera.bus import Bus, Emitter, Received, Transaction
 from tessera.contracts.events import (
+    AuditInspected,
+    AuditRecorded,
     MemoryChanged,
     MemoryRecorded,
     PolicyInspected,
@@ -15,16 +17,17 @@ from tessera.contracts.events import (
     SweepRequested,
 )
 from tessera.retention import handlers
-from tessera.retention.ports import RetentionUnit
+from tessera.retention.ports import AuditTrail, RetentionUnit
 
 UnitOf = Callable[[Transaction], RetentionUnit]
 
 
-def register(bus: Bus, unit_of: UnitOf) -> None:
+def register(bus: Bus, unit_of: UnitOf, trail: AuditTrail) -> None:
     """Registers every handler of retention."""
     _register_ingestion(bus, unit_of)
     _register_policies(bus, unit_of)
     _register_sweeps(bus, unit_of)
+    _register_audit(bus, unit_of, trail)
 
 
 def _register_ingestion(bus: Bus, unit_of: UnitOf) -> None:
@@ -65,3 +68,13 @@ def _register_sweeps(bus: Bus, unit_of: UnitOf) -> None:
     @bulk.transactional(SweepCancelled)
     async def sweep_cancelled(event: Received[SweepCancelled], transaction: Transaction) -> None:
         await handlers.sweep_cancelled(event, unit_of(transaction))
+
+
+def _register_audit(bus: Bus, unit_of: UnitOf, trail: AuditTrail) -> None:
+    @bus.consumer("bulk").transactional(AuditRecorded)
+    async def audit_recorded(event: Received[AuditRecorded], transaction: Transaction) -> None:
+        await handlers.audit_recorded(event, unit_of(transaction))
+
+    @bus.consumer("chat").replying(AuditInspected)
+    async def audit_inspected(event: Received[AuditInspected], emit: Emitter) -> None:
+        await handlers.audit_inspected(event, trail, emit)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tessera.bus import Received
+from tessera.bus import Emitter, Received
 from tessera.contracts.errors import InvalidError, Problem
 from tessera.contracts.events import (
+    AuditInspected,
+    AuditRecorded,
+    AuditReported,
     MemoryChanged,
     MemoryRecorded,
     PolicyInspected,
@@ -18,7 +21,7 @@ from tessera.contracts.events import (
     SweepInspected,
     SweepRequested,
 )
-from tessera.retention.ports import PolicyInForce, RetentionUnit, Sweep
+from tessera.retention.ports import AuditTrail, PolicyInForce, RetentionUnit, Sweep
 
 _FIRST_PAGE = 100
 CANCELLED: Final = Problem(code="sweep_cancelled", message="The sweep was cancelled.", status=409)
@@ -126,3 +129,18 @@ async def _report(unit: RetentionUnit, tenant_id: str, sweep_id: str, after: str
 
 async def _refuse(unit: RetentionUnit, code: str, message: str, status: int) -> None:
     await unit.reply(RequestFailed(problem=Problem(code=code, message=message, param="sweep_id", status=status)))
+
+
+async def audit_recorded(event: Received[AuditRecorded], unit: RetentionUnit) -> None:
+    """Keeps what was done, for ever."""
+    await unit.audit.append(event.source, event.id, event.data)
+
+
+async def audit_inspected(event: Received[AuditInspected], trail: AuditTrail, emit: Emitter) -> None:
+    """Tells one page of what was done: to the asker's tenant, or to any where the gateway says that the asker may see all."""
+    try:
+        page = await trail.page(event.tenant_id, event.data)
+    except InvalidError as error:
+        await emit.fail(Problem.of(error, status=400))
+    else:
+        await emit.reply(AuditReported(entries=tuple(page.entries), next_cursor=page.next_cursor))

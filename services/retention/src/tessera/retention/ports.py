@@ -11,7 +11,16 @@ from typing import Protocol
 from tessera.bus import Origin
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import Problem, RetryableError
-from tessera.contracts.events import ArchivedItem, MemoryChanged, MemoryRecorded, RetentionPolicy, SweepReported
+from tessera.contracts.events import (
+    ArchivedItem,
+    AuditEntry,
+    AuditInspected,
+    AuditRecorded,
+    MemoryChanged,
+    MemoryRecorded,
+    RetentionPolicy,
+    SweepReported,
+)
 from tessera.retention.domain import DueMemory, MemoryMetadata, PlannedItem, SweepState
 
 
@@ -116,6 +125,28 @@ class Sweeps(Protocol):
         """The sweep with up to `limit` of its items in order of memory id; None if there is no such sweep."""
 
 
+class AuditEvents(Protocol):
+    """The audit trail within one transaction."""
+
+    async def append(self, source: str, event_id: str, act: AuditRecorded) -> None:
+        """Adds an act; one that is there already stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Some acts, the newest first, and where to go on."""
+
+    entries: Sequence[AuditEntry]
+    next_cursor: str | None
+
+
+class AuditTrail(Protocol):
+    """The audit trail, for whoever asks after it."""
+
+    async def page(self, tenant_id: str, question: AuditInspected) -> AuditPage:
+        """What was done to this tenant, or to any where the question says so. Raises InvalidError `invalid_value` for a false cursor."""
+
+
 class RetentionUnit(Answers, Protocol):
     """One event's unit of work; the bus commits it."""
 
@@ -130,6 +161,10 @@ class RetentionUnit(Answers, Protocol):
     @property
     def sweeps(self) -> Sweeps:
         """Sweeps of tenants."""
+
+    @property
+    def audit(self) -> AuditEvents:
+        """What was done."""
 
 
 class SweepStep(Protocol):

@@ -1,5 +1,17 @@
 """One class per event type, grouped by what they are about."""
 
+from tessera.contracts.events.audit import (
+    MAXIMUM_AUDIT_PAGE,
+    AuditAction,
+    AuditActor,
+    AuditDetail,
+    AuditEntry,
+    AuditInspected,
+    AuditOutcome,
+    AuditRecorded,
+    AuditReported,
+    AuditTarget,
+)
 from tessera.contracts.events.consistency import (
     AwaitedWrite,
     ConsistencyLevel,
@@ -96,8 +108,18 @@ from tessera.contracts.events.validation import (
 
 __all__ = [
     "GENERATION_CANCELLED",
+    "MAXIMUM_AUDIT_PAGE",
     "ArchiveRequested",
     "ArchivedItem",
+    "AuditAction",
+    "AuditActor",
+    "AuditDetail",
+    "AuditEntry",
+    "AuditInspected",
+    "AuditOutcome",
+    "AuditRecorded",
+    "AuditReported",
+    "AuditTarget",
     "AwaitedWrite",
     "CallerIdentity",
     "Capability",

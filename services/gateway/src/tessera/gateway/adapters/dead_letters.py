@@ -8,6 +8,8 @@ from sqlalchemy import text
 
 from tessera import resilience
 from tessera.bus import Bus, DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, faults
+from tessera.contracts.events import AuditRecorded
+from tessera.gateway.adapters.audit import origin_of, put
 from tessera.gateway.adapters.log import told
 from tessera.gateway.ports import Decision, Keep, Outcome
 from tessera.resilience import Breaker
@@ -53,8 +55,9 @@ class LoggedDeadLetters:
 class PostgresDecisions:
     """Implements `ports.Decisions`. The operator's view: it works across tenants, with the worker role."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, bus: Bus) -> None:
         self._database = database
+        self._bus = bus
 
     async def of(self, letters: Sequence[DeadLetterSummary]) -> dict[str, Decision]:
         """By the letter's id; those not decided on are missing."""
@@ -66,8 +69,9 @@ class PostgresDecisions:
         found = {(row.topic, bytes(row.digest)): Decision(row.outcome, row.decided_at, row.decided_by) for row in rows}
         return {letter.id: found[key] for letter in letters if (key := (letter.place.topic, letter.digest)) in found}
 
-    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, by: str) -> None:
+    async def decide(self, letter: DeadLetterSummary, outcome: Outcome, act: AuditRecorded) -> None:
         """The first decision stands."""
-        values = {"topic": letter.place.topic, "digest": letter.digest, "outcome": outcome, "by": by}
-        async with self._database.transaction() as connection:
-            await connection.execute(_DECIDE, values)
+        values = {"topic": letter.place.topic, "digest": letter.digest, "outcome": outcome, "by": act.actor.id or act.actor.kind}
+        async with self._bus.transaction(origin_of(act.tenant, act.request_id)) as transaction:
+            await transaction.connection.execute(_DECIDE, values)
+            await put(transaction, act)

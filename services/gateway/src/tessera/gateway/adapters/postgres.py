@@ -9,7 +9,10 @@ from sqlalchemy import RowMapping, text
 
 from tessera.bus import Bus, Origin
 from tessera.contracts import derived_id
-from tessera.contracts.events import TenantChanged
+from tessera.contracts.events import AuditAction, AuditRecorded, AuditTarget, TenantChanged
+from tessera.gateway.adapters.audit import origin_of, put
+from tessera.gateway.domain import audit
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.keys import StoredKey
 from tessera.gateway.domain.limits import Allowance
 from tessera.gateway.domain.records import Since
@@ -35,7 +38,8 @@ _ADD_KEY = text("""
     SELECT :tenant_id, :id, :name, :environment, :digest, :scopes, :created_at, :expires_at, CAST(:limits AS jsonb),
         CAST(:on_disconnect AS text)
     WHERE EXISTS (SELECT 1 FROM tenants WHERE tenant_id = :tenant_id)
-    ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, scopes = excluded.scopes WHERE api_keys.tenant_id = excluded.tenant_id
+    ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, scopes = excluded.scopes
+    WHERE api_keys.tenant_id = excluded.tenant_id AND (api_keys.digest, api_keys.scopes) IS DISTINCT FROM (excluded.digest, excluded.scopes)
 """)
 _KEY: Final = """tenant_id, id, name, environment, scopes, created_at, expires_at, revoked_at, former_until, last_used_at, limits,
     on_disconnect"""
@@ -51,7 +55,7 @@ _USED_KEYS = text("""
         JOIN api_keys key ON key.id = given.id ORDER BY key.id FOR NO KEY UPDATE OF key SKIP LOCKED
     ) AS used WHERE api_keys.tenant_id = used.tenant_id AND api_keys.id = used.id
 """)
-_REVOKE_KEY = text("UPDATE api_keys SET revoked_at = coalesce(revoked_at, :now) WHERE id = :id")
+_REVOKE_KEY = text("UPDATE api_keys SET revoked_at = coalesce(revoked_at, :now) WHERE id = :id RETURNING tenant_id")
 
 
 class PostgresKeys:
@@ -100,16 +104,18 @@ class PostgresTenants:
         self._database = database
         self._bus = bus
 
-    async def create(self, tenant: Tenant, request_id: str | None) -> bool:
+    async def create(self, tenant: Tenant, by: Actor) -> bool:
         """Topics first: a tenant whose row is there can be written to at once. Making them again changes nothing."""
         await self._bus.ensure_tenant_topics(tenant.id)
-        origin = Origin(tenant.id, str(derived_id(tenant.id, "created")), request_id=request_id)
+        origin = Origin(tenant.id, str(derived_id(tenant.id, "created")), request_id=by.request_id)
         async with self._bus.transaction(origin) as transaction:
             added = await transaction.connection.execute(_ADD_TENANT, vars(tenant))
             if added.rowcount == 0:
                 return False
             changed = TenantChanged(tenant=tenant.id, state="active", changed_at=tenant.created_at)
             await transaction.publish(changed, step="tenant", key=tenant.id.encode())
+            target = AuditTarget(kind="tenant", id=tenant.id)
+            await put(transaction, audit.record(by, "tenant.create", tenant_id=tenant.id, target=target))
         return True
 
     async def list(self, *, after: str | None, limit: int) -> Sequence[Tenant]:
@@ -118,15 +124,20 @@ class PostgresTenants:
             rows = await connection.execute(_LIST_TENANTS, {"after": after or "", "limit": limit})
         return [Tenant(**row) for row in rows.mappings()]
 
-    async def add_key(self, description: KeyDescription, digest: bytes) -> bool:
-        """False where the tenant does not exist. The same id again (the development key, after a change of the pepper) is hashed anew."""
+    async def add_key(self, description: KeyDescription, digest: bytes, by: Actor) -> bool:
+        """The same id again is the development key: unchanged, or after a change of the pepper hashed anew."""
         values = {**vars(description), "scopes": list(description.scopes), "digest": digest}
         for given_later in ("revoked_at", "former_until", "last_used_at"):
             values.pop(given_later)
         values["limits"] = json.dumps(values.pop("allowance").said())
-        async with self._database.transaction() as connection:
-            added = await connection.execute(_ADD_KEY, values)
-        return added.rowcount == 1
+        async with self._bus.transaction(origin_of(description.tenant_id, by.request_id)) as transaction:
+            added = await transaction.connection.execute(_ADD_KEY, values)
+            if added.rowcount == 0:
+                return False
+            await put(
+                transaction, _key_act(by, "key.create", description.tenant_id, description.id, {"scopes": " ".join(description.scopes)})
+            )
+        return True
 
     async def list_keys(self, tenant_id: str, *, after: str | None, limit: int) -> Sequence[KeyDescription]:
         """A tenant's keys by id, revoked ones included."""
@@ -134,26 +145,37 @@ class PostgresTenants:
             rows = await connection.execute(_LIST_KEYS, {"tenant_id": tenant_id, "after": after or "", "limit": limit})
         return [_description(row) for row in rows.mappings()]
 
-    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime) -> KeyDescription | None:
+    async def rotate_key(self, key_id: str, digest: bytes, now: datetime, former_until: datetime, by: Actor) -> KeyDescription | None:
         """One update."""
         values = {"id": key_id, "digest": digest, "now": now, "former_until": former_until}
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(_ROTATE_KEY, values)).mappings().one_or_none()
-        return None if row is None else _description(row)
+        async with self._bus.transaction(origin_of(by.tenant_id, by.request_id)) as transaction:
+            row = (await transaction.connection.execute(_ROTATE_KEY, values)).mappings().one_or_none()
+            if row is None:
+                return None
+            rotated = _description(row)
+            await put(transaction, _key_act(by, "key.rotate", rotated.tenant_id, key_id, {"former_until": former_until.isoformat()}))
+        return rotated
 
     async def used_keys(self, moments: Mapping[str, datetime]) -> None:
         """One update. A row that another replica is writing is left to it."""
         async with self._database.transaction() as connection:
             await connection.execute(_USED_KEYS, {"ids": list(moments), "moments": list(moments.values())})
 
-    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+    async def revoke_key(self, key_id: str, now: datetime, by: Actor) -> bool:
         """False where no such key exists; revoking twice keeps the first moment."""
-        async with self._database.transaction() as connection:
-            revoked = await connection.execute(_REVOKE_KEY, {"id": key_id, "now": now})
-        return revoked.rowcount == 1
+        async with self._bus.transaction(origin_of(by.tenant_id, by.request_id)) as transaction:
+            tenant_id = await transaction.connection.scalar(_REVOKE_KEY, {"id": key_id, "now": now})
+            if tenant_id is None:
+                return False
+            await put(transaction, _key_act(by, "key.revoke", tenant_id, key_id))
+        return True
 
 
 def _description(row: RowMapping) -> KeyDescription:
     fields: dict[str, Any] = dict(row)
     limits = fields.pop("limits")
     return KeyDescription(**{**fields, "scopes": tuple(row["scopes"])}, allowance=Allowance(**limits))
+
+
+def _key_act(by: Actor, action: AuditAction, tenant_id: str, key_id: str, details: Mapping[str, str] | None = None) -> AuditRecorded:
+    return audit.record(by, action, tenant_id=tenant_id, target=AuditTarget(kind="key", id=key_id), details=details)

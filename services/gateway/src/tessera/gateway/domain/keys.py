@@ -24,7 +24,7 @@ CHECKSUM_LENGTH: Final = 6  # 62^6 exceeds 2^32
 OnDisconnect = Literal["cancel", "finish"]
 
 ENVIRONMENTS: Final = ("dev", "test", "live")
-SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin")
+SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin", "audit")
 DEFAULT_SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation")
 
 _PATTERN: Final = re.compile(

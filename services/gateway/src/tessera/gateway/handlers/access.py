@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tessera.gateway.domain import errors, keys
+from tessera.gateway.domain.audit import BOOTSTRAP, Actor
 from tessera.gateway.domain.keys import ApiKey, OnDisconnect, Principal, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance
 from tessera.gateway.ports import KeyDescription, Keys, Tenant, Tenants
@@ -61,6 +62,11 @@ class Authenticator:
         self._used[stored.id] = now
         return Principal(stored.tenant_id, stored.id, stored.scopes, stored.allowance, stored.on_disconnect)
 
+    def suspect(self, authorization: str | None) -> StoredKey | None:
+        """The key that a header which was just refused names; None where there is no such key."""
+        presented = keys.parse((authorization or "").partition(" ")[2].strip())
+        return None if presented is None else self._cache.get(presented.id)
+
     def taken_uses(self) -> dict[str, datetime]:
         """When each key was last used since this was asked before."""
         used, self._used = self._used, {}
@@ -90,10 +96,10 @@ def _bearer(authorization: str | None) -> str:
     return credential.strip()
 
 
-async def create_tenant(tenants: Tenants, tenant_id: str, name: str, request_id: str) -> Tenant:
+async def create_tenant(tenants: Tenants, tenant_id: str, name: str, by: Actor) -> Tenant:
     """Raises ApiError 409 `tenant_exists`."""
     tenant = Tenant(tenant_id, name, "active", datetime.now(UTC))
-    if not await tenants.create(tenant, request_id):
+    if not await tenants.create(tenant, by):
         raise errors.ApiError(409, "tenant_exists", f"The tenant '{tenant_id}' exists already.", param="id")
     return tenant
 
@@ -101,6 +107,7 @@ async def create_tenant(tenants: Tenants, tenant_id: str, name: str, request_id:
 async def create_key(
     tenants: Tenants,
     authenticator: Authenticator,
+    by: Actor,
     *,
     tenant_id: str,
     name: str,
@@ -115,15 +122,17 @@ async def create_key(
     description = KeyDescription(
         tenant_id, key.id, name, environment, scopes, datetime.now(UTC), expires_at, None, allowance, on_disconnect=on_disconnect
     )
-    if not await tenants.add_key(description, authenticator.digest(key.secret)):
+    if not await tenants.add_key(description, authenticator.digest(key.secret), by):
         raise errors.not_found("tenant_not_found", f"The tenant '{tenant_id}'")
     return description, key
 
 
-async def rotate_key(tenants: Tenants, authenticator: Authenticator, key_id: str, grace: timedelta) -> tuple[KeyDescription, ApiKey]:
+async def rotate_key(
+    tenants: Tenants, authenticator: Authenticator, by: Actor, key_id: str, grace: timedelta
+) -> tuple[KeyDescription, ApiKey]:
     """The key with another secret; the one it had goes on for `grace`, so that whoever holds it has time. Raises ApiError 404."""
     secret, now = keys.new_secret(), datetime.now(UTC)
-    description = await tenants.rotate_key(key_id, authenticator.digest(secret), now, now + grace)
+    description = await tenants.rotate_key(key_id, authenticator.digest(secret), now, now + grace, by)
     authenticator.forget(key_id)
     if description is None:
         raise errors.not_found("key_not_found", f"The key '{key_id}', as one that opens something,")
@@ -146,9 +155,9 @@ class LastUses:
             self._waiting = {}
 
 
-async def revoke_key(tenants: Tenants, authenticator: Authenticator, key_id: str) -> None:
+async def revoke_key(tenants: Tenants, authenticator: Authenticator, by: Actor, key_id: str) -> None:
     """Raises ApiError 404 `key_not_found`."""
-    revoked = await tenants.revoke_key(key_id, datetime.now(UTC))
+    revoked = await tenants.revoke_key(key_id, datetime.now(UTC), by)
     authenticator.forget(key_id)
     if not revoked:
         raise errors.not_found("key_not_found", f"The key '{key_id}'")
@@ -157,6 +166,6 @@ async def revoke_key(tenants: Tenants, authenticator: Authenticator, key_id: str
 async def bootstrap(tenants: Tenants, authenticator: Authenticator, tenant_id: str, key: ApiKey) -> None:
     """Makes the development tenant and its key with every scope. Safe to repeat, also by several replicas at once."""
     now = datetime.now(UTC)
-    await tenants.create(Tenant(tenant_id, tenant_id, "active", now), None)
+    await tenants.create(Tenant(tenant_id, tenant_id, "active", now), BOOTSTRAP)
     description = KeyDescription(tenant_id, key.id, "development", key.environment, keys.SCOPES, now, None, None)
-    await tenants.add_key(description, authenticator.digest(key.secret))
+    await tenants.add_key(description, authenticator.digest(key.secret), BOOTSTRAP)

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter
-from tessera.gateway.domain import errors
+from tessera.bus.codec import is_tenant_id
+from tessera.contracts.events import AuditAction, AuditRecorded, AuditTarget
+from tessera.gateway.domain import audit, errors
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.errors import ApiError
-from tessera.gateway.ports import DeadLetters, Decision, Decisions, Outcome
+from tessera.gateway.handlers.auditing import say_failed
+from tessera.gateway.ports import AuditTrail, DeadLetters, Decision, Decisions, Outcome
 from tessera.telemetry import get_logger
 
 Status = Literal["pending", "replayed", "discarded", "all"]
@@ -19,6 +23,7 @@ Result = Literal[
 
 _DONE: dict[Outcome, Result] = {"replayed": "replayed", "discarded": "discarded"}
 _WOULD: dict[Outcome, Result] = {"replayed": "would_be_replayed", "discarded": "would_be_discarded"}
+_ACTIONS: dict[Outcome, AuditAction] = {"replayed": "dead_letter.replay", "discarded": "dead_letter.discard"}
 _ALREADY: dict[Outcome, Result] = {"replayed": "already_replayed", "discarded": "already_discarded"}
 
 _log = get_logger(__name__)
@@ -30,6 +35,7 @@ class Desk:
 
     letters: DeadLetters
     decisions: Decisions
+    trail: AuditTrail
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,7 @@ class Order:
     """What shall become of letters, and who says so."""
 
     outcome: Outcome
-    by: str
-    """Id of the operator's key."""
+    by: Actor
     dry_run: bool
 
 
@@ -89,7 +94,7 @@ async def settle(desk: Desk, ids: Sequence[str], order: Order) -> list[Settled]:
         async for letter_id, letter in letters:
             settled.append(Settled(letter_id, "not_found") if letter is None else await _settle(desk, letter, order))
     if not order.dry_run:
-        _log.info("dead letters decided", outcome=order.outcome, by=order.by, results=dict(Counter(one.result for one in settled)))
+        _log.info("dead letters decided", outcome=order.outcome, by=order.by.id, results=dict(Counter(one.result for one in settled)))
     return settled
 
 
@@ -98,12 +103,29 @@ async def _settle(desk: Desk, letter: DeadLetter, order: Order) -> Settled:
     before = (await desk.decisions.of([letter.summary])).get(letter_id)
     if before is not None:
         return Settled(letter_id, _ALREADY[before.outcome])
-    if order.outcome == "replayed":
-        try:
-            await desk.letters.replay(letter, dry_run=order.dry_run)
-        except ApiError as error:
-            return Settled(letter_id, "failed", error)
     if order.dry_run:
-        return Settled(letter_id, _WOULD[order.outcome])
-    await desk.decisions.decide(letter.summary, order.outcome, order.by)
+        return await _tried(desk, letter, order.outcome)
+    act = _act(letter.summary, order)
+    if order.outcome == "replayed":
+        await desk.trail.write(audit.became(act, "attempted"))
+        try:
+            await desk.letters.replay(letter, dry_run=False)
+        except ApiError as error:
+            await say_failed(desk.trail, act, error)
+            return Settled(letter_id, "failed", error)
+    await desk.decisions.decide(letter.summary, order.outcome, audit.became(act, "succeeded"))
     return Settled(letter_id, _DONE[order.outcome])
+
+
+async def _tried(desk: Desk, letter: DeadLetter, outcome: Outcome) -> Settled:
+    if outcome == "replayed":
+        try:
+            await desk.letters.replay(letter, dry_run=True)
+        except ApiError as error:
+            return Settled(letter.summary.id, "failed", error)
+    return Settled(letter.summary.id, _WOULD[outcome])
+
+
+def _act(letter: DeadLetterSummary, order: Order) -> AuditRecorded:
+    known = letter.tenant_id if letter.tenant_id and is_tenant_id(letter.tenant_id) else None
+    return audit.record(order.by, _ACTIONS[order.outcome], tenant_id=known, target=AuditTarget(kind="dead_letter", id=letter.id))

@@ -1,20 +1,21 @@
 """`/v1/tenants`, `/v1/keys`, `/v1/services`, `/v1/status`, `/health`."""
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 
 from tessera.contracts.base import TenantId
-from tessera.contracts.events import ServiceControlled
+from tessera.contracts.events import AuditAction, ServiceControlled
 from tessera.gateway.domain.backlog import Waiting
 from tessera.gateway.domain.directories import Replica, ServiceOverview, serving
 from tessera.gateway.domain.limits import MILLIONTHS, UNLIMITED, Allowance
 from tessera.gateway.handlers import access, services
 from tessera.gateway.handlers.handoff import SpoolState, record_name
 from tessera.gateway.ports import KeyDescription, Tenant
-from tessera.gateway.routes.context import Operator, rooms_of
+from tessera.gateway.routes.context import Caller, Operator, rooms_of
 from tessera.gateway.routes.reading import CarefulRoute
 from tessera.gateway.routes.schemas.administration import (
     ControlBody,
@@ -39,6 +40,9 @@ from tessera.gateway.routes.schemas.administration import (
     TenantView,
 )
 
+_CONTROL: Final[dict[str, AuditAction]] = {"pause": "consumer.pause", "resume": "consumer.resume", "reload": "service.reload"}
+_PARKED: Final[dict[str, AuditAction]] = {"retry": "parked_event.retry", "discard": "parked_event.discard"}
+
 router = APIRouter(route_class=CarefulRoute, tags=["administration"])
 
 Row = TypeVar("Row", Tenant, KeyDescription)
@@ -49,7 +53,7 @@ After = Annotated[str | None, Query(max_length=128, description="next_cursor of 
 @router.post("/v1/tenants", status_code=201)
 async def create_tenant(body: TenantBody, caller: Operator) -> TenantView:
     """Make a tenant: its topics, its row and the event that tells the other services."""
-    return _tenant_view(await access.create_tenant(caller.rooms.tenants, body.id, body.name or body.id, caller.call.request_id))
+    return _tenant_view(await access.create_tenant(caller.rooms.tenants, body.id, body.name or body.id, caller.actor))
 
 
 @router.get("/v1/tenants")
@@ -65,6 +69,7 @@ async def create_key(body: KeyBody, caller: Operator) -> NewKeyView:
     description, key = await access.create_key(
         caller.rooms.tenants,
         caller.rooms.authenticator,
+        caller.actor,
         tenant_id=body.tenant_id or caller.tenant_id,
         name=body.name,
         environment=caller.rooms.key_environment,
@@ -96,14 +101,14 @@ async def rotate_key(
 ) -> NewKeyView:
     """Give a key another secret. The one it had opens it for a while longer, unless the key is rotated again."""
     grace = timedelta(seconds=(body or RotationBody()).grace_seconds)
-    description, key = await access.rotate_key(caller.rooms.tenants, caller.rooms.authenticator, key_id, grace)
+    description, key = await access.rotate_key(caller.rooms.tenants, caller.rooms.authenticator, caller.actor, key_id, grace)
     return NewKeyView(key=key.reveal(), **_key_fields(description))
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
 async def revoke_key(key_id: Annotated[str, Path(min_length=1, max_length=64)], caller: Operator) -> Response:
     """Revoke a key: it opens nothing any more on this replica now, on every other within five seconds."""
-    await access.revoke_key(caller.rooms.tenants, caller.rooms.authenticator, key_id)
+    await access.revoke_key(caller.rooms.tenants, caller.rooms.authenticator, caller.actor, key_id)
     return Response(status_code=204)
 
 
@@ -139,7 +144,8 @@ async def list_spool(caller: Operator, limit: Limit = 50, after: After = None) -
 @router.post("/v1/spool/replay")
 async def replay_spool(body: ReplayBody, caller: Operator) -> ReplayView:
     """Send spooled events now instead of at the next attempt, each after what is before it in its key."""
-    found = await caller.rooms.handoff.replay(body.event_ids, caller.call.patience)
+    async with caller.on_record("spool.replay", "spool", caller.rooms.instance, events=str(len(body.event_ids))):
+        found = await caller.rooms.handoff.replay(body.event_ids, caller.call.patience)
     return ReplayView(data=[ReplayedView(event_id=event_id, status=status) for event_id, status in found.items()])
 
 
@@ -147,8 +153,16 @@ async def replay_spool(body: ReplayBody, caller: Operator) -> ReplayView:
 async def control_service(service: Annotated[str, Path(min_length=1, max_length=64)], body: ControlBody, caller: Operator) -> ControlView:
     """Pause or resume a consumer, decide about a stuck event, or have settings read again. `/v1/status` shows when replicas have obeyed."""
     command = ServiceControlled(service=service, **body.model_dump())
-    await services.control(caller.rooms.log, command, caller.call)
+    async with _on_record(caller, command):
+        await services.control(caller.rooms.log, command, caller.call)
     return ControlView(status="accepted", **command.model_dump())
+
+
+def _on_record(caller: Caller, command: ServiceControlled) -> AbstractAsyncContextManager[None]:
+    if (parked := command.parked) is not None:
+        event = f"{parked.topic}:{parked.partition}:{parked.offset}"
+        return caller.on_record(_PARKED[parked.outcome], "parked_event", event, service=command.service)
+    return caller.on_record(_CONTROL[command.action], "service", command.service, consumer=command.consumer, instance=command.instance)
 
 
 @router.get("/health", responses={503: {"model": HealthView}})

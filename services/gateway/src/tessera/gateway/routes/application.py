@@ -9,7 +9,20 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from tessera.gateway.routes import administration, dead_letters, generations, governance, memories, problems, records, stored, texts, usage
+from tessera.gateway.domain.audit import ACTIONS_OF
+from tessera.gateway.routes import (
+    administration,
+    audit,
+    dead_letters,
+    generations,
+    governance,
+    memories,
+    problems,
+    records,
+    stored,
+    texts,
+    usage,
+)
 from tessera.gateway.routes.context import Rooms, required_scope
 from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.deprecation import DEPRECATED
@@ -29,6 +42,7 @@ _ROUTERS: Final = (
     governance.router,
     administration.router,
     dead_letters.router,
+    audit.router,
 )
 _ERROR: Final = {"$ref": "#/components/schemas/ErrorBody"}
 _ERRORS: Final = {
@@ -135,3 +149,5 @@ def _describe_route(document: dict[str, Any], route: APIRoute, answers: dict[str
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
         if (method, route.path_format) in DEPRECATED:
             operation["deprecated"] = True
+        if actions := ACTIONS_OF.get((method, route.path_format)):
+            operation["x-audit-actions"] = list(actions)

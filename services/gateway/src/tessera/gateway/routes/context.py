@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any, Final
@@ -11,18 +12,23 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
-from tessera.gateway.domain import errors
+from tessera.contracts.events import AuditAction, AuditTarget
+from tessera.gateway.domain import audit, errors
+from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
+from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.domain.limits import Holder
 from tessera.gateway.domain.records import Prices
 from tessera.gateway.handlers.access import Authenticator
+from tessera.gateway.handlers.auditing import Refusals, on_record
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate, Use
 from tessera.gateway.ports import (
     Answers,
+    AuditTrail,
     Call,
     Datasets,
     DeadLetters,
@@ -37,6 +43,9 @@ from tessera.telemetry import bound
 
 TIME_LIMIT_HEADER: Final = "Tessera-Deadline-Seconds"
 _SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
+
+_LONGEST: Final = 256
+"""Characters of a target's name on record: a client may invent longer ones."""
 
 _scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
 
@@ -54,6 +63,8 @@ class Rooms:
     answers: Answers
     dead_letters: DeadLetters
     decisions: Decisions
+    trail: AuditTrail
+    refusals: Refusals
     authenticator: Authenticator
     ready: Callable[[], Awaitable[tuple[bool, str]]]
     """Whether this replica can serve, and the word for it."""
@@ -79,6 +90,7 @@ class Caller:
     call: Call
     rooms: Rooms
     use: Use = field(default_factory=Use)
+    address: str | None = None
     time_limit: timedelta | None = None
     """What the request allows its answer to take, where it says so."""
 
@@ -92,6 +104,18 @@ class Caller:
     def tenant_id(self) -> str:
         """Whose data this request may touch."""
         return self.principal.tenant_id
+
+    @property
+    def actor(self) -> Actor:
+        """Who this is, on record."""
+        return Actor("key", self.principal.key_id, self.tenant_id, self.address, self.call.request_id)
+
+    def on_record(
+        self, action: AuditAction, kind: str, name: str, *, tenant_id: str | None = None, **details: str | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Has an act on record that no transaction of ours holds: `attempted` before it, then what came of it."""
+        act = audit.record(self.actor, action, tenant_id=tenant_id, target=AuditTarget(kind=kind, id=name[:_LONGEST]), details=details)
+        return on_record(self.rooms.trail, act)
 
 
 def rooms_of(request: Request) -> Rooms:
@@ -110,10 +134,12 @@ class Require:
         """Raises ApiError 401, 403 or 429."""
         rooms = rooms_of(request)
         request.state.use = use = Use()
-        if request.client is not None:
-            await rooms.gate.admit(use, Holder("ip", request.client.host))
-        principal = await rooms.authenticator.principal(request.headers.get("authorization"))
+        address = request.client.host if request.client is not None else None
+        if address is not None:
+            await rooms.gate.admit(use, Holder("ip", address))
+        principal = await _authenticated(rooms, request.headers.get("authorization"), address)
         if self.scope not in principal.scopes:
+            rooms.refusals.unauthorized(Actor("key", principal.key_id, principal.tenant_id, address), self.scope)
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
         use.own = principal.allowance
@@ -121,7 +147,7 @@ class Require:
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
         limit = _time_limit(request)
         patience = rooms.patience if limit is None else min(rooms.patience, limit)
-        return Caller(principal, Call(principal.tenant_id, request.state.request_id, patience), rooms, use, limit)
+        return Caller(principal, Call(principal.tenant_id, request.state.request_id, patience), rooms, use, address, limit)
 
 
 def required_scope(route: APIRoute) -> str | None:
@@ -147,6 +173,18 @@ def _time_limit(request: Request) -> timedelta | None:
     return timedelta(seconds=seconds)
 
 
+async def _authenticated(rooms: Rooms, authorization: str | None, address: str | None) -> Principal:
+    """Counts for the audit trail who is refused."""
+    try:
+        return await rooms.authenticator.principal(authorization)
+    except ApiError as refused:
+        if refused.status == 401:
+            key = rooms.authenticator.suspect(authorization)
+            by = Actor("unknown", key.id, key.tenant_id, address) if key else Actor("unknown", client_address=address)
+            rooms.refusals.unauthenticated(by, refused.code)
+        raise
+
+
 Inference = Annotated[Caller, Depends(Require("inference"))]
 MemoryReader = Annotated[Caller, Depends(Require("memory:read"))]
 MemoryWriter = Annotated[Caller, Depends(Require("memory:write"))]
@@ -154,6 +192,7 @@ RetentionOfficer = Annotated[Caller, Depends(Require("retention"))]
 DataEngineer = Annotated[Caller, Depends(Require("validation"))]
 Accountant = Annotated[Caller, Depends(Require("usage"))]
 Operator = Annotated[Caller, Depends(Require("admin"))]
+Auditor = Annotated[Caller, Depends(Require("audit"))]
 
 IdempotencyKey = Annotated[
     str | None,

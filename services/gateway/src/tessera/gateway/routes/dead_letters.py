@@ -79,14 +79,14 @@ async def _settled(body: LettersBody, caller: Caller, outcome: Outcome) -> Settl
         wanted = body.filter.wanted() if body.filter else LetterFilter()
         page = await dead_letters.listing(desk, wanted, "pending", limit=body.limit, newest_first=False, cursor=body.after)
         ids, cursor = [letter.id for letter, _ in page.letters], page.next_cursor
-    settled = await dead_letters.settle(desk, ids, Order(outcome, caller.principal.key_id, body.dry_run))
+    settled = await dead_letters.settle(desk, ids, Order(outcome, caller.actor, body.dry_run))
     counts = dict(Counter(one.result for one in settled))
     data = [_settled_view(one) for one in settled]
     return SettledPage(dry_run=body.dry_run, counts=counts, data=data, has_more=cursor is not None, next_cursor=cursor)
 
 
 def _desk(caller: Caller) -> Desk:
-    return Desk(caller.rooms.dead_letters, caller.rooms.decisions)
+    return Desk(caller.rooms.dead_letters, caller.rooms.decisions, caller.rooms.trail)
 
 
 def _settled_view(one: Settled) -> SettledView:

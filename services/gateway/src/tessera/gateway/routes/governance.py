@@ -47,7 +47,8 @@ async def put_policy(
     body: Annotated[RetentionPolicy, as_written(RetentionPolicy), Body(examples=[{"max_age_days": 3650}])], caller: RetentionOfficer
 ) -> PolicyView:
     """Set your tenant's policy. A time-out (504) does not undo it: ask with GET."""
-    return _policy_view(await governance.submit_policy(caller.rooms.log, body, caller.call))
+    async with caller.on_record("policy.set", "policy", caller.tenant_id, tenant_id=caller.tenant_id):
+        return _policy_view(await governance.submit_policy(caller.rooms.log, body, caller.call))
 
 
 @router.get("/v1/retention/policy", tags=["retention"])
@@ -62,7 +63,9 @@ async def create_sweep(body: SweepBody, caller: RetentionOfficer, idempotency_ke
     if body.dry_run and body.plan is not None:
         raise ApiError(400, "invalid_value", "A plan is carried out with 'dry_run': false.", param="plan")
     sweep_id = governance.resource_id(caller.tenant_id, idempotency_key, "sweep")
-    await governance.request_sweep(caller.rooms.log, sweep_id, dry_run=body.dry_run, plan_id=body.plan, call=caller.call)
+    dry_run = str(body.dry_run).lower()
+    async with caller.on_record("sweep.start", "sweep", sweep_id, tenant_id=caller.tenant_id, dry_run=dry_run, plan=body.plan):
+        await governance.request_sweep(caller.rooms.log, sweep_id, dry_run=body.dry_run, plan_id=body.plan, call=caller.call)
     return ResourceView(id=sweep_id, url=f"/v1/retention/sweeps/{sweep_id}")
 
 
@@ -80,7 +83,8 @@ async def retrieve_sweep(
 @router.post("/v1/retention/sweeps/{sweep_id}/cancel", tags=["retention"])
 async def cancel_sweep(sweep_id: ResourceId, caller: RetentionOfficer) -> SweepView:
     """End a sweep that is not over; it fails as `sweep_cancelled`. What was asked of memory already is not taken back."""
-    return _sweep_view(await governance.cancel_sweep(caller.rooms.log, sweep_id, caller.call))
+    async with caller.on_record("sweep.cancel", "sweep", sweep_id, tenant_id=caller.tenant_id):
+        return _sweep_view(await governance.cancel_sweep(caller.rooms.log, sweep_id, caller.call))
 
 
 @router.post("/v1/datasets", status_code=201, tags=["validation"], openapi_extra={"requestBody": _UPLOAD})

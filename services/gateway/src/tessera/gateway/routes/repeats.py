@@ -45,9 +45,12 @@ async def once(request: Request, path_format: str, handle: Handle) -> Response:
     if not 1 <= len(key) <= _MAXIMUM_CHARACTERS:
         raise ApiError(400, "invalid_value", f"Invalid '{HEADER}': expected 1 to {_MAXIMUM_CHARACTERS} characters.", param=HEADER)
     rooms = rooms_of(request)
-    principal = await rooms.authenticator.principal(request.headers.get("authorization"))
+    try:
+        principal = await rooms.authenticator.principal(request.headers.get("authorization"))
+    except ApiError:
+        return await handle(request)  # which refuses it, and puts that on record
     if required_scope(request.scope["route"]) not in principal.scopes:
-        return await handle(request)  # which refuses it
+        return await handle(request)
     given: list[Response] = []
 
     async def work() -> Given:

@@ -11,6 +11,7 @@ from tessera.bus import Transaction
 from tessera.contracts.base import EventData
 from tessera.contracts.errors import Problem
 from tessera.contracts.events import MemoryChanged, MemoryRecorded, SweepItem, SweepReported
+from tessera.retention.adapters.audit import PostgresAuditEvents
 from tessera.retention.adapters.rows import origin_json, policy_of, sweep_of
 from tessera.retention.domain import ItemState
 from tessera.retention.ports import PolicyInForce, Sweep
@@ -192,6 +193,7 @@ class PostgresUnit:
         self.projection = PostgresProjection(transaction.connection)
         self.policies = PostgresPolicies(transaction.connection)
         self.sweeps = PostgresSweeps(transaction.connection)
+        self.audit = PostgresAuditEvents(transaction.connection)
 
     async def reply(self, data: EventData) -> None:
         """See the port."""

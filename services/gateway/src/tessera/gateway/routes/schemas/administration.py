@@ -12,7 +12,7 @@ from tessera.gateway.domain.limits import MILLIONTHS, Allowance
 from tessera.gateway.routes.schemas.common import Body, Instant, Real, View, Whole, as_written, examples
 
 Limit = Annotated[Whole | None, Field(ge=1, le=1_000_000_000)]
-Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin"]
+Scope = Literal["inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin", "audit"]
 
 
 class TenantBody(Body):
