@@ -7,8 +7,11 @@ from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
+from tessera.gateway.adapters.access_tokens import JwtAccessTokens
+from tessera.gateway.adapters.active_tenants import PostgresActiveTenants
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
+from tessera.gateway.adapters.issuer import Freshness, Issuer, IssuerKeys, issuer_client
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
@@ -22,6 +25,7 @@ from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
+from tessera.gateway.handlers.tokens import TokenAuthenticator
 from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
@@ -77,7 +81,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         stored=PostgresStoredCompletions(database),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database),
-        authenticator=Authenticator(PostgresKeys(database), settings.pepper),
+        authenticator=Authenticator(PostgresKeys(database), settings.pepper, _tokens(runtime)),
         ready=ready,
         gate=_gate(runtime),
         generation=Limits(timedelta(seconds=settings.generation_timeout_seconds), timedelta(seconds=settings.keep_alive_seconds)),
@@ -85,6 +89,23 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         key_environment=settings.key_environment,
         instance=settings.instance,
     )
+
+
+def _tokens(runtime: Runtime[GatewaySettings]) -> TokenAuthenticator | None:
+    """None where no provider is trusted. Its keys are there before the first token is."""
+    settings = runtime.settings.oidc
+    if (trust := settings.trust) is None:
+        return None
+    timeout, pause = timedelta(seconds=settings.timeout_seconds), timedelta(seconds=settings.unknown_key_seconds)
+    client = issuer_client(settings.tls.context(), timeout)
+    breaker = Breaker("issuer", failure_threshold=3, reset_after=pause)
+    renewed, kept = timedelta(seconds=settings.keys_renewed_seconds), timedelta(seconds=settings.keys_kept_seconds)
+    issuer = Issuer(client, trust.issuer, settings.jwks_url, timeout)
+    issuer_keys = IssuerKeys(issuer, trust.algorithms, breaker, Freshness(renewed, pause, kept))
+    runtime.add_dependency("issuer", required=False, check=issuer_keys.check, breaker=breaker)
+    runtime.add_worker("keys of the issuer", workers.every(min(pause, renewed), issuer_keys, "issuer_keys_not_fetched"))
+    runtime.on_close(client.aclose)
+    return TokenAuthenticator(JwtAccessTokens(issuer_keys, trust), PostgresActiveTenants(runtime.database), trust.issuer, settings.rights)
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:

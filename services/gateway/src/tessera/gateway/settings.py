@@ -11,6 +11,7 @@ from tessera.bus.settings import ServiceSettings
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Scope
+from tessera.gateway.oidc_settings import OidcSettings
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
 _SHORTEST_PEPPER: Final = 32
@@ -129,6 +130,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     cors_origins: frozenset[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = frozenset()
     """Origins whose pages may call from a browser, such as `["https://app.example.com"]`; `["*"]` for all. None by default."""
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 
@@ -157,6 +159,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
         pepper = self.key_pepper.get_secret_value()
         if pepper == DEVELOPMENT_PEPPER or len(pepper) < _SHORTEST_PEPPER:
             raise ValueError(f"key_pepper must be set to a secret of at least {_SHORTEST_PEPPER} characters in the profile production")
+        if not self.oidc.is_encrypted:
+            raise ValueError("oidc.issuer and oidc.jwks_url must begin with https:// in the profile production")
         return self
 
     @property

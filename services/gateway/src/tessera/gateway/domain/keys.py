@@ -21,6 +21,8 @@ ID_LENGTH: Final = 16
 SECRET_LENGTH: Final = 32  # 62^32 is 190 bits
 CHECKSUM_LENGTH: Final = 6  # 62^6 exceeds 2^32
 
+PREFIX: Final = "tsr_"
+"""With which every key begins, and no access token."""
 ENVIRONMENTS: Final = ("dev", "test", "live")
 SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "admin")
 DEFAULT_SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation")
@@ -74,6 +76,8 @@ class Principal:
     key_id: str
     scopes: frozenset[str]
     allowance: Allowance = UNLIMITED
+    user: str | None = None
+    """The person or program, where the credential says who it is (the subject of an access token)."""
 
 
 def generate(environment: str) -> ApiKey:

@@ -12,7 +12,7 @@ from tessera.gateway.domain import errors
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.keys import Principal
-from tessera.gateway.domain.limits import Holder
+from tessera.gateway.domain.limits import Holder, user_of
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
@@ -20,7 +20,10 @@ from tessera.gateway.handlers.limiting import Gate, Use
 from tessera.gateway.ports import Call, Datasets, DeadLetters, Decisions, Generations, Log, StoredCompletions, Tenants
 from tessera.telemetry import bound
 
-_scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
+_scheme = HTTPBearer(
+    auto_error=False,
+    description="An API key: tsr_<environment>_<id>_<secret>. Or, where an OpenID provider is trusted, one of its access tokens.",
+)
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,15 @@ class Require:
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
         use.own = principal.allowance
-        await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
+        await rooms.gate.admit(use, *_holders(principal))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
         return Caller(principal, Call(principal.tenant_id, request.state.request_id, rooms.patience), rooms, use)
+
+
+def _holders(principal: Principal) -> list[Holder]:
+    """A credential that says who its user is counts for that user, whatever a body says."""
+    known = [Holder("key", principal.key_id), Holder("tenant", principal.tenant_id)]
+    return known if principal.user is None else [*known, user_of(principal.tenant_id, principal.user)]
 
 
 Inference = Annotated[Caller, Depends(Require("inference"))]
