@@ -77,7 +77,7 @@ def test_nobodys_tokens_are_taken_until_there_is_an_issuer() -> None:
         ({"roles": {"operator": ["admin"]}}, "without an issuer"),
         ({"issuer": "https://login.example.com"}, "audience is needed"),
         ({**TRUSTED, "issuer": "login.example.com"}, "must be an address"),
-        ({**TRUSTED, "issuer": "https://user:secret@login.example.com"}, "without a password"),
+        ({**TRUSTED, "issuer": "https://user:secret@login.example.com"}, "without a password"),  # pragma: allowlist secret
         ({**TRUSTED, "jwks_url": "file:///etc/passwd"}, "must be an address"),
         ({**TRUSTED, "algorithms": []}, "at least 1"),
         ({**TRUSTED, "algorithms": ["none"]}, "algorithms"),
