@@ -88,8 +88,8 @@ def _parsed(received: str, exit_code: int) -> Answer:
     while head.split(" ")[1].startswith("1"):
         head, _, body = body.partition("\r\n\r\n")
     line, *fields = head.split("\r\n")
-    headers = dict(field.split(": ", 1) if ": " in field else (field.rstrip(":"), "") for field in fields)
-    return Answer(int(line.split(" ")[1]), {name.lower(): value for name, value in headers.items()}, body, exit_code)
+    named = (field.partition(":") for field in fields)
+    return Answer(int(line.split(" ")[1]), {name.lower(): value.strip() for name, _, value in named}, body, exit_code)
 
 
 @pytest.fixture(scope="module")
