@@ -268,7 +268,7 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
     "a wrong type": Refusal(400, "invalid_type", "temperature", _changed(temperature="hot"), GENERATIONS),
     "an unknown field": Refusal(400, "unknown_parameter", "nonsense", _changed(nonsense=1), WITH_BODY),
     "no JSON": Refusal(400, "invalid_json", None, _sent(b"{"), WITH_BODY, streamed=False),
-    "an empty body": Refusal(400, "invalid_json", None, _sent(b""), WITH_BODY, streamed=False),
+    "an empty body": Refusal(400, "missing_required_parameter", None, _sent(b""), WITH_BODY, streamed=False),
     "no UTF-8": Refusal(400, "invalid_json", None, _sent(b'{"model": "\xff"}'), WITH_BODY, streamed=False),
     "another media type": Refusal(
         415, "unsupported_media_type", None, _sent(b"a=b", kind="application/x-www-form-urlencoded"), WITH_BODY, streamed=False
