@@ -30,6 +30,7 @@ from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.edge import EdgeLimits
+from tessera.gateway.routes.protocol import UnswitchingProtocol
 from tessera.gateway.settings import GatewaySettings
 from tessera.resilience import Breaker, RetryPolicy, retrying
 from tessera.storage import ObjectStore, redis_client
@@ -58,7 +59,8 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     uses = LastUses(rooms.tenants, rooms.authenticator)
     runtime.add_worker("uses of keys", workers.every(timedelta(seconds=settings.last_used_seconds), uses, "uses_of_keys_not_written"))
     _bootstrap(runtime, rooms.tenants, rooms.authenticator)
-    runtime.add_http_server(application(rooms, _edge_limits(settings), settings.cors_origins), settings.host, settings.port)
+    served = application(rooms, _edge_limits(settings), settings.cors_origins)
+    runtime.add_http_server(served, settings.host, settings.port, UnswitchingProtocol)
 
 
 async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms:
