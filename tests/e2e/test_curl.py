@@ -312,7 +312,10 @@ def test_a_key_that_may_do_something_else(curl: Curl, narrow_key: str, operation
 def test_a_provider_that_is_busy(curl: Curl, upstream: Upstream, operation: str, stream: bool) -> None:
     upstream.refuses(429, {"message": "Slow down.", "code": "rate_limit_exceeded"}, retry_after="30")
     answer = curl.ask(operation, stream=stream)
-    if stream:
-        assert answer.status in (200, 429)
-    told = json.loads(answer.events[-1])["error"] if answer.status == 200 else answer.error
+    if stream:  # it has begun: the error is its last event
+        assert (answer.status, answer.exit_code) == (200, 0)
+        told = json.loads(answer.events[-1])["error"]
+    else:
+        assert (answer.status, answer.exit_code, int(answer.headers["retry-after"]) > 0) == (429, HTTP_ERROR, True)
+        told = answer.error
     assert (told["code"], told["type"]) == ("provider_rate_limited", "rate_limit_error")
