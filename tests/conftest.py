@@ -6,6 +6,7 @@ import pytest
 from upstream import Upstream
 
 from tessera.testkit import Stack
+from tessera.testkit.issuer import LocalIssuer
 from tessera.testkit.platform import Platform
 from tessera.testkit.plugin import until_last_use
 
@@ -18,8 +19,15 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="session")
-def platform(stack: Stack, upstream: Upstream) -> Iterator[Platform]:
-    started = Platform(stack, settings=upstream.settings())
+def issuer() -> Iterator[LocalIssuer]:
+    """The OpenID provider whose access tokens the shared platform takes beside its own keys."""
+    with LocalIssuer().running() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def platform(stack: Stack, upstream: Upstream, issuer: LocalIssuer) -> Iterator[Platform]:
+    started = Platform(stack, settings={**upstream.settings(), **issuer.settings()})
     try:
         started.start()
         until_last_use("platform", started.stop)

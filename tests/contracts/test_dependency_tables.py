@@ -36,6 +36,11 @@ TESTS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ),
     ("gateway", "Postgres (required)"): (f"{_GATEWAY}::test_without_postgres_known_keys_go_on_a_while_and_the_rest_is_503",),
     ("gateway", "Redis (optional)"): (f"{_GATEWAY}::test_without_redis_nobody_is_limited_and_afterwards_use_is_counted_again",),
+    ("gateway", "OpenID provider (optional)"): (
+        "services/gateway/tests/integration/test_tokens.py::test_without_the_issuer_known_keys_go_on_and_afterwards_new_ones_are_taken",
+        "services/gateway/tests/unit/test_issuer.py::test_without_the_issuer_known_keys_go_on_and_others_cannot_be_judged",
+        "services/gateway/tests/unit/test_issuer.py::test_started_without_the_issuer_it_is_asked_until_it_answers",
+    ),
     ("gateway", "object store (optional)"): (f"{_GATEWAY}::test_without_the_object_store_uploads_are_503_and_the_rest_goes_on",),
     ("gateway", "the service that answers"): (
         f"{_GATEWAY}::test_a_service_that_does_not_answer_is_a_504",

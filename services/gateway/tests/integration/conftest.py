@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,17 @@ from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import topic_of
 from tessera.contracts.events import ModelDeclared, ModelReference
 from tessera.gateway.domain import keys
-from tessera.testkit import PostgresDatabase, ServiceProcess, Stack, eventually_blocking, http_client, new_database, unique_kafka_prefix
+from tessera.testkit import (
+    PostgresDatabase,
+    ServiceProcess,
+    Stack,
+    Wire,
+    eventually_blocking,
+    http_client,
+    new_database,
+    unique_kafka_prefix,
+)
+from tessera.testkit.issuer import LocalIssuer
 from tessera.testkit.plugin import until_last_use
 
 Script = Callable[["Heard"], list[EventData]]
@@ -104,6 +115,8 @@ class Gateway:
     database: PostgresDatabase
     settings: Path
     """Its TESSERA_SETTINGS_FILE; empty between tests."""
+    issuer: LocalIssuer
+    issuer_wire: Wire
 
     def http(self, key: str | None = None, **options: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {key or self.key}"}
@@ -141,6 +154,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.xdist_group("gateway"))
 
 
+def _issuer(closing: ExitStack) -> tuple[LocalIssuer, Wire]:
+    """An OpenID provider behind a wire."""
+    issuer = closing.enter_context(LocalIssuer().running())
+    wire = Wire(issuer.port)
+    closing.callback(wire.cut)
+    issuer.url = f"http://127.0.0.1:{wire.port}"
+    return issuer, wire
+
+
 @pytest.fixture(scope="session")
 def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     settings = tmp_path_factory.mktemp("gateway") / "settings.env"
@@ -150,9 +172,15 @@ def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap_servers, topic_prefix=prefix, keyed_partitions=4)
     asyncio.run(ensure_all(kafka, tenants=["default"]))
     key = keys.generate("test").reveal()
+    closing = ExitStack()
+    issuer, issuer_wire = _issuer(closing)
     environment = {
         "TESSERA_SETTINGS_FILE": str(settings),
         "TESSERA_GATEWAY__BOOTSTRAP_KEY": key,
+        **issuer.settings(),
+        "TESSERA_GATEWAY__OIDC__ROLES": '{"operator": ["admin"]}',
+        "TESSERA_GATEWAY__OIDC__UNKNOWN_KEY_SECONDS": "0.2",
+        "TESSERA_GATEWAY__OIDC__KEYS_RENEWED_SECONDS": "2",
         "TESSERA_GATEWAY__KEEP_ALIVE_SECONDS": "0.3",
         "TESSERA_GATEWAY__GENERATION_TIMEOUT_SECONDS": "5",
         "TESSERA_GATEWAY__QUESTION_TIMEOUT_SECONDS": "3",
@@ -171,6 +199,7 @@ def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         peer.stop()
         process.stop()
         database.drop()
+        closing.close()
 
     try:
         process.start()
@@ -178,7 +207,7 @@ def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         peer.start(*REQUESTS)
         for model in MODELS:
             peer.say(ModelDeclared(model=model, description=f"{model.model_id} for tests", owned_by="tests"), key=model.model_id.encode())
-        running = Gateway(process, key, peer, database, settings)
+        running = Gateway(process, key, peer, database, settings, issuer, issuer_wire)
         with running.http() as client:
             eventually_blocking(lambda: len(client.get("/v1/models").json()["data"]) == len(MODELS))
         until_last_use("gateway", stop)

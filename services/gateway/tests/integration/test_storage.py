@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from tessera.contracts import uuid7
+from tessera.gateway.adapters.active_tenants import PostgresActiveTenants
 from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys
 from tessera.gateway.adapters.stored import PostgresStoredCompletions
@@ -73,6 +74,15 @@ async def test_the_authenticator_reads_no_table(database: Database, table: str) 
     async with database.authenticating() as connection:
         with pytest.raises(DBAPIError, match="permission denied"):
             await connection.execute(text(f"SELECT * FROM {table}"))
+
+
+async def test_the_authenticator_sees_whether_a_tenant_is_active(database: Database) -> None:
+    tenants = PostgresActiveTenants(database)
+    active, suspended = await tenant(database), await tenant(database, state="suspended")
+    assert [await tenants.is_active(name) for name in (active, suspended, "nobody")] == [True, False, False]
+    async with database.writing(active) as connection:
+        with pytest.raises(DBAPIError, match="permission denied"):
+            await connection.execute(text("SELECT tenant_is_active('x')"))
 
 
 async def test_the_authenticator_finds_one_key_of_an_active_tenant(database: Database) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tessera.contracts.events import EmbeddingCompleted
 from tessera.gateway.domain import limits
 from tessera.gateway.domain.errors import ApiError
+from tessera.gateway.domain.keys import Principal
 from tessera.gateway.domain.limits import Allowance, Holder, Standing, Window
 from tessera.gateway.handlers.limiting import Gate, Use
 from tessera.gateway.ports import Seat, Tenant
@@ -243,6 +244,28 @@ async def test_users_of_a_tenant_have_allowances_of_their_own(desk: Any, field: 
         answer = await client.post("/v1/chat/completions", json={**CHAT, field: "anna"})
         assert (answer.status_code, answer.json()["error"]["type"]) == (429, "requests")
     assert desk.log.published == []
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """An authenticator that takes everybody for the same."""
+
+    found: Principal
+
+    async def principal(self, _: str | None) -> Principal:
+        return self.found
+
+
+async def test_who_an_access_token_is_of_counts_whomever_the_body_names(desk: Any) -> None:
+    counters = limited(desk, user=Allowance(requests_per_minute=1), tenant=Allowance(tokens_per_minute=1))
+    anna = Principal("default", "oidc:1", frozenset({"inference"}), user="anna")
+    desk.rooms = replace(desk.rooms, authenticator=Recognized(anna))
+    async with desk.client() as client:
+        chat = await client.post("/v1/chat/completions", json={**CHAT, "user": "bob"})
+        assert (chat.status_code, chat.json()["error"]["type"]) == (429, "tokens")
+        assert counters.used == {(Holder("user", "default\x00anna"), "requests"): 1}
+        again = await client.get("/v1/models")
+    assert (again.status_code, again.json()["error"]["type"]) == (429, "requests")
 
 
 async def test_tokens_are_asked_for_before_a_generation_begins(desk: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -35,13 +36,23 @@ def shared_socket(host: str, port: int) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn without signal handlers: the runtime decides when it ends. With `tls` it speaks nothing else."""
 
-    def __init__(self, app: Any, host: str, port: int, *, drain: timedelta, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        drain: timedelta,
+        tls: ssl.SSLContext | None = None,
+        protocol: type[asyncio.Protocol] | None = None,
+    ) -> None:
         self._socket = shared_socket(host, port)
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
                 access_log=False,
+                http=protocol or "auto",
                 lifespan="auto",
                 ws="none",
                 server_header=False,

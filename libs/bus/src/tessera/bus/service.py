@@ -107,12 +107,14 @@ class Runtime(Generic[S]):
             raise ValueError(f"there is a worker {name!r} already")
         self._workers[name] = run
 
-    def add_http_server(self, app: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
+    def add_http_server(
+        self, app: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None, protocol: type[asyncio.Protocol] | None = None
+    ) -> tuple[str, int]:
         """Serves an ASGI application once the bus runs, over TLS where `tls` is given; processes may share the port. Returns the address.
 
-        Raises OSError when the address is taken by something else.
+        `protocol` is what speaks to a connection, in place of uvicorn's own. Raises OSError when the address is taken by something else.
         """
-        server = HttpServer(app, host, port, drain=self.settings.drain, tls=tls)
+        server = HttpServer(app, host, port, drain=self.settings.drain, tls=tls, protocol=protocol)
         self._servers.append(server)
         return server.address
 

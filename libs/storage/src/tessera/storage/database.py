@@ -85,7 +85,7 @@ class Database:
 
     @asynccontextmanager
     async def authenticating(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction of the authenticator role, which may execute one look-up function and see no table (the gateway's)."""
+        """One transaction of the authenticator role, which may execute look-up functions and see no table (the gateway's)."""
         async with self._transaction("authenticator") as connection:
             yield connection
 

@@ -8,11 +8,14 @@ from tessera.bus.service import Runtime, run_service
 from tessera.bus.tables import Table
 from tessera.contracts.errors import FatalError, RetryableError
 from tessera.gateway import consumers, workers
+from tessera.gateway.adapters.access_tokens import JwtAccessTokens
+from tessera.gateway.adapters.active_tenants import PostgresActiveTenants
 from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.audit import OutboxAuditTrail
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.generation_records import PostgresRecords
+from tessera.gateway.adapters.issuer import Freshness, Issuer, IssuerKeys, issuer_client
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys, PostgresTenants
@@ -30,12 +33,14 @@ from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
 from tessera.gateway.handlers.records import Bookkeeper
 from tessera.gateway.handlers.repeats import Forgetting
+from tessera.gateway.handlers.tokens import TokenAuthenticator
 from tessera.gateway.handlers.unauthenticated import Unauthenticated, make_tenant
-from tessera.gateway.ports import Keys, Tenants
+from tessera.gateway.ports import Tenants
 from tessera.gateway.routes.application import application
 from tessera.gateway.routes.context import Rooms
 from tessera.gateway.routes.cors import Cors
 from tessera.gateway.routes.edge import EdgeLimits
+from tessera.gateway.routes.protocol import UnswitchingProtocol
 from tessera.gateway.settings import GatewaySettings
 from tessera.resilience import Breaker, RetryPolicy, retrying
 from tessera.storage import ObjectStore, redis_client
@@ -72,7 +77,7 @@ async def build(runtime: Runtime[GatewaySettings]) -> None:
     if settings.authentication == "off":
         _let_everybody_in(runtime, rooms.tenants)
     face = application(rooms, _edge_limits(settings), settings.cors_origins)
-    runtime.add_http_server(face, settings.host, settings.port, tls=settings.tls.listening_context())
+    runtime.add_http_server(face, settings.host, settings.port, tls=settings.tls.listening_context(), protocol=UnswitchingProtocol)
     runtime.on_reload(_following(rooms, face))
 
 
@@ -117,7 +122,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         decisions=PostgresDecisions(database, bus),
         trail=trail,
         refusals=Refusals(trail),
-        authenticator=_authenticator(settings, PostgresKeys(database)),
+        authenticator=_authenticator(runtime),
         ready=ready,
         gate=_gate(runtime),
         prices=Prices({model: Price(price.prompt, price.completion) for model, price in settings.prices.items()}),
@@ -137,10 +142,28 @@ def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))
 
 
-def _authenticator(settings: GatewaySettings, store: Keys) -> Authenticator:
+def _authenticator(runtime: Runtime[GatewaySettings]) -> Authenticator:
+    settings, store = runtime.settings, PostgresKeys(runtime.database)
     if settings.authentication == "off":
         return Unauthenticated(store, settings.pepper, settings.development_tenant)
-    return Authenticator(store, settings.pepper)
+    return Authenticator(store, settings.pepper, _tokens(runtime))
+
+
+def _tokens(runtime: Runtime[GatewaySettings]) -> TokenAuthenticator | None:
+    """None where no provider is trusted. Its keys are there before the first token is."""
+    settings = runtime.settings.oidc
+    if (trust := settings.trust) is None:
+        return None
+    timeout, pause = timedelta(seconds=settings.timeout_seconds), timedelta(seconds=settings.unknown_key_seconds)
+    client = issuer_client(settings.tls.context(), timeout)
+    breaker = Breaker("issuer", failure_threshold=3, reset_after=pause)
+    renewed, kept = timedelta(seconds=settings.keys_renewed_seconds), timedelta(seconds=settings.keys_kept_seconds)
+    issuer = Issuer(client, trust.issuer, settings.jwks_url, timeout)
+    issuer_keys = IssuerKeys(issuer, trust.algorithms, breaker, Freshness(renewed, pause, kept))
+    runtime.add_dependency("issuer", required=False, check=issuer_keys.check, breaker=breaker)
+    runtime.add_worker("keys of the issuer", workers.every(min(pause, renewed), issuer_keys, "issuer_keys_not_fetched"))
+    runtime.on_close(client.aclose)
+    return TokenAuthenticator(JwtAccessTokens(issuer_keys, trust), PostgresActiveTenants(runtime.database), trust.issuer, settings.rights)
 
 
 def _gate(runtime: Runtime[GatewaySettings]) -> Gate:

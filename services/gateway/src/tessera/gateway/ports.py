@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData, RequestData
@@ -424,6 +424,25 @@ class Keys(Protocol):
 
     async def find(self, key_id: str) -> StoredKey | None:
         """The key by its public id, of whichever tenant."""
+        ...
+
+
+class AccessTokens(Protocol):
+    """Tokens of the OpenID provider."""
+
+    async def claims(self, token: str) -> Mapping[str, Any]:
+        """What a token says, once signature, issuer, audience and times have been checked. Any text is safe to give.
+
+        Raises TokenRefusedError, and ApiError 503 where the provider has to be asked for the key and cannot be.
+        """
+        ...
+
+
+class ActiveTenants(Protocol):
+    """The look-up of a token's tenant."""
+
+    async def is_active(self, tenant_id: str) -> bool:
+        """Whether there is such a tenant and it may be served."""
         ...
 
 

@@ -13,6 +13,7 @@ from tessera.contracts.base import TenantId
 from tessera.gateway.domain import keys
 from tessera.gateway.domain.limits import MILLIONTHS, UNLIMITED, Allowance, Scope
 from tessera.gateway.domain.names import ModelNames
+from tessera.gateway.oidc_settings import OidcSettings
 from tessera.storage import ListenerTls
 
 DEVELOPMENT_PEPPER: Final = "tessera-development-pepper"
@@ -156,6 +157,7 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     model_aliases: dict[str, str] = Field(default_factory=dict)
     """Other names of models, such as `{"gpt-4o": "my-model", "gpt-*": "my-model"}`: the longest pattern goes first (docs/models.md)."""
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     maximum_body_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
     maximum_upload_bytes: Annotated[int, Field(ge=1_024)] = 256 * 1024 * 1024
 
@@ -198,6 +200,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
         pepper = self.key_pepper.get_secret_value()
         if pepper == DEVELOPMENT_PEPPER or len(pepper) < _SHORTEST_PEPPER:
             raise ValueError(f"key_pepper must be set to a secret of at least {_SHORTEST_PEPPER} characters in the profile production")
+        if not self.oidc.is_encrypted:
+            raise ValueError("oidc.issuer and oidc.jwks_url must begin with https:// in the profile production")
         return self
 
     @property

@@ -15,6 +15,7 @@ INVALID_REQUEST: Final = "invalid_request_error"
 RATE_LIMITED: Final = "rate_limit_error"
 SERVER_ERROR: Final = "server_error"
 
+MISSING_KEY: Final = "missing_api_key"
 RETRY_LATER: Final = timedelta(seconds=2)
 
 _STATUS_OF_CODE: Final = {
@@ -116,7 +117,7 @@ def timed_out(what: str) -> ApiError:
 
 def missing_key() -> ApiError:
     """401: no key was sent."""
-    return ApiError(401, "missing_api_key", "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'.")
+    return ApiError(401, MISSING_KEY, "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'.")
 
 
 def invalid_key() -> ApiError:

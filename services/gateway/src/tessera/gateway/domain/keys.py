@@ -23,6 +23,8 @@ CHECKSUM_LENGTH: Final = 6  # 62^6 exceeds 2^32
 
 OnDisconnect = Literal["cancel", "finish"]
 
+PREFIX: Final = "tsr_"
+"""With which every key begins, and no access token."""
 ENVIRONMENTS: Final = ("dev", "test", "live")
 SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation", "usage", "admin", "audit")
 DEFAULT_SCOPES: Final = ("inference", "memory:read", "memory:write", "retention", "validation")
@@ -79,6 +81,8 @@ class Principal:
     allowance: Allowance = UNLIMITED
     on_disconnect: OnDisconnect | None = None
     """What a client's leaving means for its generations, where the request does not say."""
+    user: str | None = None
+    """The person or program, where the credential says who it is (the subject of an access token)."""
 
 
 def generate(environment: str) -> ApiKey:

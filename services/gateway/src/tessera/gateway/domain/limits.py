@@ -55,6 +55,11 @@ class Holder:
     name: str
 
 
+def user_of(tenant_id: str, name: str) -> Holder:
+    """A user of a tenant: of the same name in another, it is another."""
+    return Holder("user", f"{tenant_id}\x00{name}")
+
+
 @dataclass(frozen=True)
 class Window:
     """One count over the last minute; of what is spent, over the last day."""

@@ -9,6 +9,7 @@ from tessera.gateway.domain import errors, keys
 from tessera.gateway.domain.audit import BOOTSTRAP, Actor
 from tessera.gateway.domain.keys import ApiKey, OnDisconnect, Principal, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance
+from tessera.gateway.handlers.tokens import TokenAuthenticator
 from tessera.gateway.ports import KeyDescription, Keys, Tenant, Tenants
 
 CACHE_FOR = timedelta(seconds=5)
@@ -40,17 +41,21 @@ class KeyCache:
 
 
 class Authenticator:
-    """From a presented key to a principal."""
+    """From a presented key, or access token where a provider is trusted, to a principal."""
 
-    def __init__(self, store: Keys, pepper: bytes) -> None:
+    def __init__(self, store: Keys, pepper: bytes, tokens: TokenAuthenticator | None = None) -> None:
         self._store = store
         self._pepper = pepper
+        self._tokens = tokens
         self._cache = KeyCache()
         self._used: dict[str, datetime] = {}
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Raises ApiError 401 for a header that is missing, malformed or not of a live key."""
-        presented = keys.parse(_bearer(authorization))
+        """Raises ApiError 401 for a header that is missing, malformed or not of a live key or token."""
+        credential = _bearer(authorization)
+        if self._tokens is not None and not credential.startswith(keys.PREFIX):
+            return await self._tokens.principal(credential)
+        presented = keys.parse(credential)
         if presented is None:
             raise errors.invalid_key()
         now = datetime.now(UTC)

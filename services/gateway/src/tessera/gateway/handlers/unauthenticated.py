@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tessera.gateway.domain import keys
+from tessera.gateway.domain.audit import BOOTSTRAP
 from tessera.gateway.domain.keys import Principal
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.ports import Keys, Tenant, Tenants
@@ -30,4 +31,4 @@ class Unauthenticated(Authenticator):
 
 async def make_tenant(tenants: Tenants, tenant_id: str) -> None:
     """Makes the tenant unless it exists. Safe to repeat, also by several replicas at once."""
-    await tenants.create(Tenant(tenant_id, tenant_id, "active", datetime.now(UTC)), None)
+    await tenants.create(Tenant(tenant_id, tenant_id, "active", datetime.now(UTC)), BOOTSTRAP)

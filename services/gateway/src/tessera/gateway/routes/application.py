@@ -47,8 +47,8 @@ _ROUTERS: Final = (
 _ERROR: Final = {"$ref": "#/components/schemas/ErrorBody"}
 _ERRORS: Final = {
     "400": "The request cannot be honoured; `code` and `param` say why.",
-    "401": "No valid API key.",
-    "403": "The key lacks the scope.",
+    "401": "No valid API key or access token.",
+    "403": "It lacks the scope.",
     "404": "No such thing in your tenant.",
     "408": "The body did not arrive in time.",
     "409": "It is there already, or this Idempotency-Key came with another body.",

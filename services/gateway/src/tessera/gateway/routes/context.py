@@ -19,7 +19,7 @@ from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.directories import ModelDirectory, StatusDirectory
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import Principal
-from tessera.gateway.domain.limits import Holder
+from tessera.gateway.domain.limits import Holder, user_of
 from tessera.gateway.domain.records import Prices
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.auditing import Refusals, on_record
@@ -47,7 +47,10 @@ _SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
 _LONGEST: Final = 256
 """Characters of a target's name on record: a client may invent longer ones."""
 
-_scheme = HTTPBearer(auto_error=False, description="An API key: tsr_<environment>_<id>_<secret>.")
+_scheme = HTTPBearer(
+    auto_error=False,
+    description="An API key: tsr_<environment>_<id>_<secret>. Or, where an OpenID provider is trusted, one of its access tokens.",
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Require:
             raise errors.missing_scope(self.scope)
         request.state.principal = principal
         use.own = principal.allowance
-        await rooms.gate.admit(use, Holder("key", principal.key_id), Holder("tenant", principal.tenant_id))
+        await rooms.gate.admit(use, *_holders(principal))
         request.state.around.enter_context(bound(tenant_id=principal.tenant_id))
         limit = _time_limit(request)
         patience = rooms.patience if limit is None else min(rooms.patience, limit)
@@ -183,6 +186,12 @@ async def _authenticated(rooms: Rooms, authorization: str | None, address: str |
             by = Actor("unknown", key.id, key.tenant_id, address) if key else Actor("unknown", client_address=address)
             rooms.refusals.unauthenticated(by, refused.code)
         raise
+
+
+def _holders(principal: Principal) -> list[Holder]:
+    """A credential that says who its user is counts for that user, whatever a body says."""
+    known = [Holder("key", principal.key_id), Holder("tenant", principal.tenant_id)]
+    return known if principal.user is None else [*known, user_of(principal.tenant_id, principal.user)]
 
 
 Inference = Annotated[Caller, Depends(Require("inference"))]

@@ -16,7 +16,7 @@ from tessera.gateway.domain import errors
 from tessera.gateway.domain.answers import Answer, Form, StreamedAnswer
 from tessera.gateway.domain.assembly import Ending
 from tessera.gateway.domain.frames import FrameId, encode_json
-from tessera.gateway.domain.limits import Holder, estimated_tokens
+from tessera.gateway.domain.limits import estimated_tokens, user_of
 from tessera.gateway.domain.records import Since
 from tessera.gateway.handlers import texts
 from tessera.gateway.handlers.consistency import awaited
@@ -115,9 +115,9 @@ def _model(caller: Caller, body: GenerationBody, capability: Capability) -> Mode
 
 
 async def _admit(request: Request, caller: Caller, body: GenerationBody) -> None:
-    """Counts the request for its user, and what it may use for everybody. Raises ApiError 429."""
-    if (user := body.end_user()) is not None:
-        await caller.rooms.gate.admit(caller.use, Holder("user", f"{caller.tenant_id}\x00{user}"))
+    """Counts the request for the user it names, where the credential names none, and what it may use for everybody. Raises ApiError 429."""
+    if caller.principal.user is None and (user := body.end_user()) is not None:
+        await caller.rooms.gate.admit(caller.use, user_of(caller.tenant_id, user))
     await caller.rooms.gate.afford(caller.use)
     await caller.rooms.gate.reserve(caller.use, estimated_tokens(len(await request.body()), body.most_generated()))
 
@@ -137,7 +137,7 @@ async def _accepted(
         memory=body.grounding(),
         asked_model=body.model if body.model != model.model_id else None,
         stream_options=StreamOptions(include_usage=body.wants_usage, include_obfuscation=body.wants_obfuscation) if body.streams else None,
-        caller=CallerIdentity(credential_id=caller.principal.key_id, user=body.end_user()),
+        caller=CallerIdentity(credential_id=caller.principal.key_id, user=caller.principal.user or body.end_user()),
         **content,
     )
 

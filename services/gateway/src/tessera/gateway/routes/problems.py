@@ -61,7 +61,8 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
         # The SDKs repeat both by themselves, and no repeat of the same request can succeed.
         extra["x-should-retry"] = "false"
     if error.status == 401:
-        extra["www-authenticate"] = "Bearer"
+        # RFC 6750, section 3.1: no error where nothing was presented.
+        extra["www-authenticate"] = "Bearer" if error.code == errors.MISSING_KEY else 'Bearer error="invalid_token"'
     return Response(encode_json(error.body()), error.status, extra, "application/json")
 
 
