@@ -51,8 +51,10 @@ _CLAIM = text(
     "WHERE state = 'running' AND lease_expires_at >= now() AND provider = :provider GROUP BY tenant_id), "
     "ranked AS (SELECT tenant_id, generation_id, row_number() OVER (PARTITION BY tenant_id ORDER BY created_at) AS place "
     f"FROM generation_job AS job WHERE {_DUE}), "
-    "served AS (SELECT tenant_id, max(claimed_at) AS at FROM generation_job WHERE provider = :provider "
-    "AND tenant_id IN (SELECT tenant_id FROM ranked) GROUP BY tenant_id), "
+    # One look into the index for each tenant that waits: grouped, every job of the last day would be read at each claim.
+    "served AS (SELECT waiting.tenant_id, (SELECT max(claimed_at) FROM generation_job AS earlier "
+    "WHERE earlier.provider = :provider AND earlier.tenant_id = waiting.tenant_id) AS at "
+    "FROM (SELECT DISTINCT tenant_id FROM ranked) AS waiting), "
     "due AS (SELECT job.tenant_id, job.generation_id FROM generation_job AS job JOIN ranked USING (tenant_id, generation_id) "
     f"JOIN served USING (tenant_id) LEFT JOIN busy USING (tenant_id) WHERE {_DUE} "
     "AND ranked.place + coalesce(CAST(CAST(:running AS jsonb) ->> job.tenant_id AS integer), 0) <= :tenant_limit "
