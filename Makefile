@@ -1,7 +1,7 @@
 # Every target explains itself: `make` prints them. What needs more than a line of shell is a command of tessera-local or a script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas simulate bench-start bench-bus chaos
+.PHONY: help run setup stop status logs env trace tour clean doctor test check security lock schemas simulate bench-start bench-bus bench-gateway chaos
 
 # The newest suitable Python, for making the environment; everything else runs inside it.
 SYSTEM_PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$each"; break; }; done)
@@ -77,6 +77,9 @@ simulate: setup ## Look for anomalies of the bus in worlds of its own (SEEDS=200
 
 bench-bus: setup ## Measure the bus beside its floors (about six minutes); one JSON line last
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/bus
+
+bench-gateway: setup ## Measure chats beside LiteLLM, a bare forwarder and the raw path (about 26 minutes; ARGS=--quick to try it); one JSON line last
+	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/gateway $(ARGS)
 
 bench-start: setup ## Measure cold start, warm start and tour in a fresh clone; one JSON line last
 	@$(BIN)/python deploy/tools/bench_start.py

@@ -5,8 +5,8 @@
 
 `requirements.lock` holds everything that development needs; each service, the client and the testkit have one of their
 own, for their image and for testing them alone; `deploy/docker/build.lock` builds wheels. Each begins with a hash of
-all dependency tables of the workspace. `tests/e2e/clients/requirements.lock` is for clients of other make, which live in an
-environment of their own and want other versions of the same packages; it begins with a hash of its `requirements.in`.
+all dependency tables of the workspace. The locks of what lives in an environment of its own, because it wants other versions of the
+same packages (clients of other make, and the proxy that the gateway is measured beside), begin with a hash of the `.in` beside them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tessera.local.setup import uv_program
 ROOT = Path(__file__).parents[2]
 _HEADER = "# dependency tables: sha256 "
 _MEMBERS = ("services/*", "libs/client", "libs/testkit")
-_CLIENTS = ROOT / "tests/e2e/clients/requirements.lock"
+_APART = (ROOT / "tests/e2e/clients/requirements.lock", ROOT / "tests/bench/gateway/litellm.lock")
 _HOST = re.compile(r"https?://|--index-url|--extra-index-url|--find-links")
 
 
@@ -68,18 +68,19 @@ def write(uv: str) -> None:
         "--no-header",
         "--no-annotate",
     ]
-    done = subprocess.run([*command, str(_CLIENTS.with_suffix(".in"))], check=True, capture_output=True, text=True)
-    _CLIENTS.write_text(f"{_HEADER}{_clients_digest()}\n{done.stdout}", encoding="utf-8")
+    for path in _APART:
+        done = subprocess.run([*command, str(path.with_suffix(".in"))], check=True, capture_output=True, text=True)
+        path.write_text(f"{_HEADER}{_asked_digest(path)}\n{done.stdout}", encoding="utf-8")
 
 
-def _clients_digest() -> str:
-    return hashlib.sha256(_CLIENTS.with_suffix(".in").read_bytes()).hexdigest()
+def _asked_digest(path: Path) -> str:
+    return hashlib.sha256(path.with_suffix(".in").read_bytes()).hexdigest()
 
 
 def problems() -> list[str]:
     """What is wrong with the committed locks, one sentence each."""
     found = []
-    for path, digest in {**dict.fromkeys(lock_files(), dependency_digest()), _CLIENTS: _clients_digest()}.items():
+    for path, digest in {**dict.fromkeys(lock_files(), dependency_digest()), **{path: _asked_digest(path) for path in _APART}}.items():
         name = path.relative_to(ROOT)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if not text.startswith(f"{_HEADER}{digest}\n"):

@@ -39,7 +39,7 @@ def milliseconds(values: Sequence[float], share: float) -> float:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time of these processes and their living descendants, so far."""
+    """User and system time of these processes and their descendants, so far; of one that has ended, where its parent waited for it."""
     total = 0.0
     for pid in pids:
         parent = psutil.Process(pid)
@@ -48,7 +48,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
                 times = process.cpu_times()
             except psutil.NoSuchProcess:
                 continue
-            total += times.user + times.system
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -67,6 +67,30 @@ async def test_holders_and_resources_are_counted_apart(replicas: NewCounters) ->
     assert [standing.remaining for standing in await counters.standings(windows) or ()] == [1, 3, 3]
 
 
+async def test_a_step_counts_in_every_window_or_in_none(replicas: NewCounters) -> None:
+    one, other = replicas(), replicas()
+    roomy, narrow = Window(somebody(), "requests", 100), Window(somebody(), "requests", 10)
+    stood = await asyncio.gather(*(counters.count([roomy, narrow], 1) for counters in (one, other) * 20))
+    assert sum(min(standing.remaining for standing in answer or ()) >= 1 for answer in stood) == 10
+    assert [standing.remaining for standing in await one.count([roomy, narrow], 1) or ()] == [90, 0]
+    assert [standing.remaining for standing in await other.count([roomy], 101) or ()] == [90]
+    assert [standing.remaining for standing in await other.standings([roomy]) or ()] == [90]
+
+
+async def test_a_step_reckons_as_the_library_does(stack: Stack, replicas: NewCounters) -> None:
+    redis, counters, window = redis_client(RedisSettings(url=stack.redis_url)), replicas(), Window(somebody(), "tokens", 1_017)
+    await counters.count([window], 300)
+    (current,) = [key async for key in redis.scan_iter(f"*{window.resource}*{window.limit}*")]
+    await redis.pexpire(current, 45_000)  # the minute in which they were used ended 15 s ago
+    (by_library,) = await counters.standings([window]) or ()
+    (counted,) = await counters.count([window], 10) or ()
+    assert counted.remaining == pytest.approx(by_library.remaining, abs=1) == pytest.approx(1_017 - 225, abs=2)
+    assert abs(counted.reset_after - by_library.reset_after) < timedelta(milliseconds=200)
+    (after,) = await counters.standings([window]) or ()
+    assert after.remaining == pytest.approx(counted.remaining - 10, abs=1)
+    await redis.aclose()
+
+
 async def test_a_stream_takes_a_seat_of_each_or_none(replicas: NewCounters) -> None:
     one, other = replicas(), replicas()
     roomy, narrow = Seat(somebody(), 2), Seat(somebody(), 1)
@@ -96,7 +120,7 @@ async def test_a_redis_that_is_gone_answers_nothing_and_opens_the_breaker() -> N
     counters, window = RedisCounters(redis, guard), Window(somebody(), "requests", 1)
     for _ in range(4):
         assert await counters.standings([window]) is None
-        assert await counters.take([window], 1) is None
+        assert await counters.count([window], 1) is None
         assert await counters.enter([Seat(window.holder, 1)], "s", MINUTE) is None
         await counters.leave([Seat(window.holder, 1)], "s")
     assert guard.state == "open"

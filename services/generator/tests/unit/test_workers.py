@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,8 @@ from tessera.testkit import eventually
 pytestmark = pytest.mark.unit
 LeaseJob = Callable[..., Job]
 POLICY = WorkerPolicy(lease=timedelta(seconds=0.3), poll=timedelta(seconds=0.05), coalesce=timedelta(seconds=0.02))
+PATIENT = replace(POLICY, poll=timedelta(minutes=1))
+"""Nothing is found by looking now and then."""
 Script = Sequence[Piece | Exception | float]
 
 
@@ -41,6 +43,7 @@ class Store:
     finished: list[GenerationCompleted | GenerationFailed] = field(default_factory=list)
     troubles: list[Exception] = field(default_factory=list)
     purged: int = 0
+    looks: int = 0
 
     def _trouble(self) -> None:
         if self.troubles:
@@ -48,6 +51,7 @@ class Store:
 
     async def claim(self, provider: str, limit: int, lease: timedelta, shares: TenantShares | None = None) -> Sequence[Job]:
         self._trouble()
+        self.looks += 1
         claimed, self.due = self.due[:limit], self.due[limit:]
         return claimed
 
@@ -139,10 +143,10 @@ class Bench:
         return self.store.finished[0] if self.store.finished else None
 
     @asynccontextmanager
-    async def lane(self, engine: Engine) -> AsyncIterator[asyncio.Event]:
+    async def lane(self, engine: Engine, policy: WorkerPolicy = POLICY) -> AsyncIterator[asyncio.Event]:
         """A running lane; it is stopped and waited for at the end of the block."""
         stopping = asyncio.Event()
-        running = asyncio.create_task(Lane(engine, self.store, self.runner, self.signals, POLICY).run(stopping))
+        running = asyncio.create_task(Lane(engine, self.store, self.runner, self.signals, policy).run(stopping))
         yield stopping
         stopping.set()
         await asyncio.wait_for(running, 5)
@@ -285,6 +289,23 @@ async def test_a_lane_is_woken_by_a_signal(bench: Bench, leased_job: LeaseJob) -
         bench.store.due = [leased_job("up")]
         bench.signals.job_ready("up")
         await eventually(lambda: bench.store.finished)
+
+
+async def test_the_end_of_a_job_makes_room_for_one_that_was_left_waiting(bench: Bench, leased_job: LeaseJob) -> None:
+    bench.store.due = [leased_job("up") for _ in range(7)]
+    async with bench.lane(Engine([0.01, Piece("x"), STOP], concurrency=3), PATIENT):
+        await eventually(lambda: len(bench.store.finished) == 7)
+
+
+async def test_the_end_of_a_job_is_no_reason_to_look_where_nothing_waited(bench: Bench, leased_job: LeaseJob) -> None:
+    bench.store.due = [leased_job("up")]
+    engine = Engine([Piece("x"), STOP], concurrency=4)
+    async with bench.lane(engine, PATIENT):
+        await eventually(lambda: bench.store.finished)
+        bench.store.due = [leased_job("up")]
+        bench.signals.job_ready("up")
+        await eventually(lambda: len(bench.store.finished) == 2)
+    assert bench.store.looks == 2
 
 
 async def test_a_suspended_lane_claims_nothing(bench: Bench, leased_job: LeaseJob) -> None:

@@ -504,6 +504,10 @@ class Counters(Protocol):
         """How each window stands, in the order given."""
         ...
 
+    async def count(self, windows: Sequence[Window], cost: int) -> Sequence[Standing] | None:
+        """Counts `cost` in every window, or in none where one has no room for it. How each stood before, in the order given."""
+        ...
+
     async def take(self, windows: Sequence[Window], cost: int) -> Sequence[bool] | None:
         """Counts `cost` in each window that has room for it, and says which had."""
         ...

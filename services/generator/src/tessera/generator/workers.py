@@ -223,6 +223,8 @@ class Lane:
         self._wake = signals.lane(engine.name)
         self._running: dict[asyncio.Task[None], str] = {}
         """The tenant of each job that runs here."""
+        self._some_may_wait = True
+        """Whether the last look for jobs may have left some that are due."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Runs until `stopping` is set, then finishes what is in hand; cancelled, it gives the jobs back first."""
@@ -243,16 +245,21 @@ class Lane:
 
     async def _claim(self) -> Sequence[Job]:
         free = self._engine.concurrency - len(self._running)
+        self._some_may_wait = True  # also while it is being looked
         if free <= 0 or self._engine.suspended:
             return ()
         try:
             shares = TenantShares(self._policy.tenant_limit(self._engine.concurrency), Counter(self._running.values()))
-            return await self._store.claim(self._engine.name, free, self._policy.lease, shares)
+            jobs = await self._store.claim(self._engine.name, free, self._policy.lease, shares)
         except (RetryableError, CircuitOpenError) as error:
             _log.warning("generation_claim_failed", provider=self._engine.name, error=str(error))
         except Exception:  # noqa: BLE001
             # The lane would end, and give back what runs: no generation may pay for what is wrong with a look for more.
             _log.exception("generation_claim_failed", provider=self._engine.name)
+        else:
+            running = Counter(shares.running) + Counter(job.tenant_id for job in jobs)
+            self._some_may_wait = len(jobs) >= free or any(held >= shares.limit for held in running.values())
+            return jobs
         return ()
 
     def _start(self, job: Job) -> None:
@@ -261,9 +268,10 @@ class Lane:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A free slot may take a job that was left waiting."""
+        """A free slot may take a job that was left waiting, where one may have been."""
         self._running.pop(task, None)
-        self._wake.set()
+        if self._some_may_wait:
+            self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("generation_worker_failed", task=task.get_name(), exc_info=task.exception())
 

@@ -96,16 +96,13 @@ class Gate:
         windows = limits.windows(self._allowed(use), holders, resource)
         if self._counters is None or not windows:
             return
-        standings = await self._counters.standings(windows)
+        standings = await self._counters.count(windows, cost)
         if standings is None:
             return
-        use.standings += standings
-        _check(standings, cost)
-        taken = await self._counters.take(windows, cost)
-        if taken is not None and not all(taken):  # others came in between
-            _check([_emptied(standing) for standing, had in zip(standings, taken, strict=True) if not had], cost)
-        del use.standings[-len(standings) :]
-        use.standings += [_less(standing, cost) for standing in standings]
+        short = limits.tightest(standing for standing in standings if standing.remaining < cost)
+        use.standings += standings if short else [_less(standing, cost) for standing in standings]
+        if short is not None:
+            raise limits.exceeded(short, cost)
 
     def _allowed(self, use: Use) -> Mapping[Scope, Allowance]:
         return {**self._allowances, "key": self._allowances.get("key", UNLIMITED).but(use.own)}
@@ -114,16 +111,6 @@ class Gate:
         allowed = self._allowed(use)
         found = ((holder, allowed.get(holder.scope, UNLIMITED).concurrent_streams) for holder in use.holders)
         return [Seat(holder, limit) for holder, limit in found if limit is not None]
-
-
-def _check(standings: Sequence[Standing], cost: int) -> None:
-    short = limits.tightest(standing for standing in standings if standing.remaining < cost)
-    if short is not None:
-        raise limits.exceeded(short, cost)
-
-
-def _emptied(standing: Standing) -> Standing:
-    return Standing(standing.window, 0, standing.reset_after)
 
 
 def _less(standing: Standing, cost: int) -> Standing:

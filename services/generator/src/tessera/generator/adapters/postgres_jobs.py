@@ -7,32 +7,34 @@ content at once and stay for a while as the memory of what was done, so that a l
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Protocol
 
 from pydantic import ValidationError
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import text
 
 from tessera.bus import Origin, Transaction
 from tessera.contracts import GenerationCompleted, GenerationEnded, GenerationFailed, GenerationReady
 from tessera.generator.domain.endings import CANCELLED, INTERNAL, LeaseLostError, failed
 from tessera.generator.domain.transcript import Progress
 from tessera.generator.ports import Admission, EndedJob, Job, LeaseState, NewJob, TenantShares
-from tessera.storage import Database
+from tessera.storage import Database, DirectStatement, driver_of
 from tessera.telemetry import get_logger
 
 _log = get_logger(__name__)
+Row = Mapping[str, Any]
 CHANNEL: Final = "tessera_generator_jobs"
 MAXIMUM_LAPSES: Final = 3
 """A job whose worker died this often is not tried again: it may be what kills them."""
 
-_ADD = text(
-    "INSERT INTO generation_job (tenant_id, generation_id, subject_id, provider, state, ready, origin, deadline) "
+_ADD = DirectStatement(
+    "WITH added AS (INSERT INTO generation_job (tenant_id, generation_id, subject_id, provider, state, ready, origin, deadline) "
     "VALUES (:tenant_id, :generation_id, :subject_id, :provider, 'ready', :ready, :origin, :deadline) "
-    "ON CONFLICT (tenant_id, generation_id) DO NOTHING RETURNING true"
+    "ON CONFLICT (tenant_id, generation_id) DO NOTHING RETURNING provider) "
+    "SELECT pg_notify(:channel, 'ready ' || provider) FROM added"
 )
 _STATE_OF = text("SELECT state FROM generation_job WHERE tenant_id = :tenant_id AND generation_id = :generation_id")
 _CANCEL = text(
@@ -46,13 +48,15 @@ _DUE = (
     "job.provider = :provider AND job.cancel_reason IS NULL AND job.deadline > now() AND ((job.state = 'ready' AND job.run_after <= now()) "
     "OR (job.state = 'running' AND job.lease_expires_at < now() AND job.lapses + 1 < :maximum_lapses))"
 )
-_CLAIM = text(
+_CLAIM = DirectStatement(
     "WITH busy AS (SELECT tenant_id, count(*) AS jobs FROM generation_job "  # noqa: S608 - constants
     "WHERE state = 'running' AND lease_expires_at >= now() AND provider = :provider GROUP BY tenant_id), "
     "ranked AS (SELECT tenant_id, generation_id, row_number() OVER (PARTITION BY tenant_id ORDER BY created_at) AS place "
     f"FROM generation_job AS job WHERE {_DUE}), "
-    "served AS (SELECT tenant_id, max(claimed_at) AS at FROM generation_job WHERE provider = :provider "
-    "AND tenant_id IN (SELECT tenant_id FROM ranked) GROUP BY tenant_id), "
+    # One look into the index for each tenant that waits: grouped, every job of the last day would be read at each claim.
+    "served AS (SELECT waiting.tenant_id, (SELECT max(claimed_at) FROM generation_job AS earlier "
+    "WHERE earlier.provider = :provider AND earlier.tenant_id = waiting.tenant_id) AS at "
+    "FROM (SELECT DISTINCT tenant_id FROM ranked) AS waiting), "
     "due AS (SELECT job.tenant_id, job.generation_id FROM generation_job AS job JOIN ranked USING (tenant_id, generation_id) "
     f"JOIN served USING (tenant_id) LEFT JOIN busy USING (tenant_id) WHERE {_DUE} "
     "AND ranked.place + coalesce(CAST(CAST(:running AS jsonb) ->> job.tenant_id AS integer), 0) <= :tenant_limit "
@@ -63,7 +67,7 @@ _CLAIM = text(
     "RETURNING job.tenant_id, job.generation_id, job.ready, job.origin, job.deadline, job.attempt, job.last_index, job.last_offset, "
     "job.sent_text, job.cancel_reason, job.deadline <= now() AS expired"
 )
-_CLAIM_ENDED = text(
+_CLAIM_ENDED = DirectStatement(
     "WITH due AS (SELECT tenant_id, generation_id FROM generation_job "
     "WHERE (state = 'ready' OR (state = 'running' AND lease_expires_at < now())) "
     "AND (cancel_reason IS NOT NULL OR deadline <= now() OR (state = 'running' AND lapses + 1 >= :maximum_lapses)) "
@@ -74,21 +78,21 @@ _CLAIM_ENDED = text(
     "RETURNING job.tenant_id, job.generation_id, job.ready, job.origin, job.deadline, job.attempt, job.last_index, job.last_offset, "
     "job.sent_text, job.cancel_reason, job.deadline <= now() AS expired"
 )
-_RENEW = text(
+_RENEW = DirectStatement(
     "UPDATE generation_job SET lease_expires_at = now() + CAST(:lease AS interval) "
     "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING cancel_reason"
 )
-_RECORD = text(
+_RECORD = DirectStatement(
     "UPDATE generation_job SET last_index = :last_index, last_offset = :last_offset, sent_text = :sent_text "
-    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running'"
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING true"
 )
 _POSTPONE = text(
     "UPDATE generation_job SET state = 'ready', lease_expires_at = NULL, run_after = now() + CAST(:delay AS interval) "
     "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING provider"
 )
-_FINISH = text(
+_FINISH = DirectStatement(
     "UPDATE generation_job SET state = :state, lease_expires_at = NULL, finished_at = now(), ready = NULL, sent_text = '' "
-    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running'"
+    "WHERE tenant_id = :tenant_id AND generation_id = :generation_id AND attempt = :attempt AND state = 'running' RETURNING true"
 )
 _PURGE = text("DELETE FROM generation_job WHERE finished_at < now() - CAST(:age AS interval)")
 
@@ -117,11 +121,11 @@ class PostgresIntake:
             "ready": job.ready.model_dump_json(),
             "origin": json.dumps(asdict(job.origin)),
             "deadline": job.deadline,
+            "channel": CHANNEL,
         }
-        if (await self._connection.execute(_ADD, values)).first() is None:
-            return "cancelled_before" if await self._connection.scalar(_STATE_OF, identity) == "cancelled" else "known"
-        await self._notify(f"ready {job.provider}")
-        return "added"
+        if await _ADD.rows(driver_of(self._connection), values):
+            return "added"
+        return "cancelled_before" if await self._connection.scalar(_STATE_OF, identity) == "cancelled" else "known"
 
     async def cancel(self, tenant_id: str, generation_id: str, reason: str) -> None:
         """Marks the row, or leaves a cancelled one, and notifies workers at the commit."""
@@ -157,18 +161,18 @@ class PostgresJobStore:
 
     async def renew(self, job: Job, lease: timedelta) -> LeaseState:
         """One update that also tells about a cancellation."""
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(_RENEW, {**_mine(job), "lease": lease})).first()
-        if row is None:
+        async with self._database.driver() as driver:
+            rows = await _RENEW.rows(driver, {**_mine(job), "lease": lease})
+        if not rows:
             return "lost"
-        return "cancelled" if row.cancel_reason is not None else "held"
+        return "cancelled" if rows[0]["cancel_reason"] is not None else "held"
 
     async def record(self, job: Job, progress: Progress) -> None:
         """Raises LeaseLostError when the row has moved on."""
         values = {"last_index": progress.last_index, "last_offset": progress.last_offset, "sent_text": progress.text}
-        async with self._database.transaction() as connection:
-            changed = await connection.execute(_RECORD, {**_mine(job), **values})
-        _require_held(job, changed.rowcount)
+        async with self._database.driver() as driver:
+            changed = await _RECORD.rows(driver, {**_mine(job), **values})
+        _require_held(job, changed)
 
     async def postpone(self, job: Job, delay: timedelta) -> None:
         """The row is due again after `delay`; at once, if some other worker may take it, that one is woken."""
@@ -180,8 +184,8 @@ class PostgresJobStore:
     async def finish(self, job: Job, event: GenerationCompleted | GenerationFailed) -> None:
         """The row's end and the outbox row commit together."""
         async with self._bus.transaction(job.origin) as transaction:
-            changed = await transaction.connection.execute(_FINISH, {**_mine(job), "state": _end_state(event)})
-            _require_held(job, changed.rowcount)
+            changed = await _FINISH.rows(driver_of(transaction.connection), {**_mine(job), "state": _end_state(event)})
+            _require_held(job, changed)
             await _tell(transaction, job.ready, event, "generation.ended")
 
     async def purge(self, finished_before: timedelta) -> int:
@@ -189,22 +193,22 @@ class PostgresJobStore:
         async with self._database.transaction() as connection:
             return (await connection.execute(_PURGE, {"age": finished_before})).rowcount
 
-    async def _leased(self, statement: TextClause, values: dict[str, Any]) -> list[Row[Any]]:
+    async def _leased(self, statement: DirectStatement, values: dict[str, Any]) -> list[Row]:
         """The leased rows; one that a former version wrote and this one cannot read is ended, so that it stops nobody else."""
-        async with self._database.transaction() as connection:
-            rows = (await connection.execute(statement, values)).all()
+        async with self._database.driver() as driver:
+            rows = await statement.rows(driver, values)
         readable = [row for row in rows if _is_readable(row)]
         for row in rows:
             if row not in readable:
                 await self._discard(row)
         return readable
 
-    async def _discard(self, row: Row[Any]) -> None:
-        identity = {"tenant_id": row.tenant_id, "generation_id": row.generation_id, "attempt": row.attempt}
-        _log.error("generation_job_unreadable", generation_id=row.generation_id)
-        async with self._bus.transaction(Origin(**json.loads(row.origin))) as transaction:
-            await transaction.connection.execute(_FINISH, {**identity, "state": "failed"})
-            await transaction.reply(failed(row.generation_id, row.attempt, Progress(), INTERNAL), step="generation.ended")
+    async def _discard(self, row: Row) -> None:
+        identity = {name: row[name] for name in ("tenant_id", "generation_id", "attempt")}
+        _log.error("generation_job_unreadable", generation_id=row["generation_id"])
+        async with self._bus.transaction(Origin(**json.loads(row["origin"]))) as transaction:
+            await _FINISH.rows(driver_of(transaction.connection), {**identity, "state": "failed"})
+            await transaction.reply(failed(row["generation_id"], row["attempt"], Progress(), INTERNAL), step="generation.ended")
 
 
 async def _tell(transaction: Transaction, ready: GenerationReady, ending: GenerationCompleted | GenerationFailed, step: str) -> None:
@@ -214,7 +218,7 @@ async def _tell(transaction: Transaction, ready: GenerationReady, ending: Genera
     await transaction.publish(ended, step="generation.accounted", key=ended.generation_id.encode())
 
 
-def _is_readable(row: Row[Any]) -> bool:
+def _is_readable(row: Row) -> bool:
     try:
         _job(row)
     except ValidationError:
@@ -226,8 +230,8 @@ def _mine(job: Job) -> dict[str, Any]:
     return {"tenant_id": job.tenant_id, "generation_id": job.generation_id, "attempt": job.attempt}
 
 
-def _require_held(job: Job, changed: int) -> None:
-    if changed != 1:
+def _require_held(job: Job, changed: Sequence[Row]) -> None:
+    if not changed:
         raise LeaseLostError(f"the lease of generation {job.generation_id} is lost")
 
 
@@ -237,19 +241,19 @@ def _end_state(event: GenerationCompleted | GenerationFailed) -> str:
     return "cancelled" if event.problem.code == CANCELLED.code else "failed"
 
 
-def _job(row: Row[Any]) -> Job:
+def _job(row: Row) -> Job:
     return Job(
-        tenant_id=row.tenant_id,
-        generation_id=row.generation_id,
-        ready=GenerationReady.model_validate_json(row.ready, extra="ignore"),
-        origin=Origin(**json.loads(row.origin)),
-        deadline=row.deadline,
-        attempt=row.attempt,
-        progress=Progress(row.last_index, row.last_offset, row.sent_text),
+        tenant_id=row["tenant_id"],
+        generation_id=row["generation_id"],
+        ready=GenerationReady.model_validate_json(row["ready"], extra="ignore"),
+        origin=Origin(**json.loads(row["origin"])),
+        deadline=row["deadline"],
+        attempt=row["attempt"],
+        progress=Progress(row["last_index"], row["last_offset"], row["sent_text"]),
     )
 
 
-def _reason(row: Row[Any]) -> Literal["cancelled", "expired", "abandoned"]:
-    if row.cancel_reason is not None:
+def _reason(row: Row) -> Literal["cancelled", "expired", "abandoned"]:
+    if row["cancel_reason"] is not None:
         return "cancelled"
-    return "expired" if row.expired else "abandoned"
+    return "expired" if row["expired"] else "abandoned"

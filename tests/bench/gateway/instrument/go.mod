@@ -1,0 +1,3 @@
+module bench-instrument
+
+go 1.22
