@@ -374,12 +374,12 @@ async def test_an_embedder_that_is_too_slow_opens_its_breaker_and_recovers(world
     await world.say("The submarine is yellow.", "match")
     await world.index()
     breaker = Breaker("embedder", failure_threshold=2, reset_after=timedelta(milliseconds=100))
-    hurried = CachedQueryEmbedder(world.embedder, breaker, None, timedelta(microseconds=1))
-    patient = CachedQueryEmbedder(world.embedder, breaker, None, timedelta(seconds=60))
+    queries = CachedQueryEmbedder(world.embedder, breaker, None, timedelta(microseconds=1))
 
-    assert [await hurried.vector(world.tenant, f"submarine {number}") for number in range(2)] == [None, None]
+    assert [await queries.vector(world.tenant, f"submarine {number}") for number in range(2)] == [None, None]
     assert breaker.state in ("open", "half_open")
-    vector = await eventually(lambda: patient.vector(world.tenant, "submarine"))
+    queries.wait_for(timedelta(seconds=60))
+    vector = await eventually(lambda: queries.vector(world.tenant, "submarine"))
 
     assert vector is not None
     assert breaker.state == "closed"

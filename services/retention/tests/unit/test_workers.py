@@ -174,6 +174,15 @@ async def test_a_step_that_always_breaks_ends_the_sweep() -> None:
     assert (jobs.sweep.state, jobs.sweep.problem and jobs.sweep.problem.code) == ("failed", "sweep_failed")
 
 
+async def test_a_worker_takes_another_pace_up() -> None:
+    jobs = FakeJobs(memories=memories(1))
+    jobs.attempts = 5
+    worker = SweepWorker(jobs, pacing(attempts=20))
+    worker.pace(pacing(attempts=5))
+    await ended(jobs, worker)
+    assert jobs.sweep.state == "failed"
+
+
 async def test_a_broken_step_is_logged_and_tried_again() -> None:
     jobs = FakeJobs(memories=memories(1), failures=[ValueError("broken")])
     await ended(jobs, SweepWorker(jobs, pacing()))

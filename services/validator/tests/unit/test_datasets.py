@@ -132,6 +132,15 @@ async def test_limits_have_codes(objects: ObjectStore, limit: dict[str, int], co
     assert raised.value.code == code
 
 
+async def test_other_limits_hold_from_the_next_dataset_on(objects: ObjectStore, tmp_path: Path) -> None:
+    reader, dataset = DuckDbReader(objects, ReadingLimits(), tmp_path), await stored(objects, CSV)
+    async with reader.loading([dataset]):
+        reader.limit(ReadingLimits(bytes=5))
+    with pytest.raises(InvalidError, match="larger than 5 bytes"):
+        async with reader.loading([dataset]):
+            raise AssertionError
+
+
 async def test_a_dataset_that_needs_more_memory_than_allowed_fails(objects: ObjectStore, tmp_path: Path) -> None:
     wide = parquet(tmp_path, "SELECT repeat('x', 40000000) || range AS a FROM range(6)")
     dataset = await stored(objects, wide, "parquet")

@@ -146,6 +146,12 @@ async def test_what_breaks_every_time_is_given_up(bench: Bench) -> None:
     assert (jobs.problem.code, jobs.claims) == ("validation_broke", PACING.attempts + 1)
 
 
+async def test_a_worker_takes_another_pace_up(bench: Bench) -> None:
+    bench.jobs.failures = [ValueError("broken")] * 9
+    bench.worker.pace(replace(PACING, attempts=1))
+    assert (await bench.until_over()).claims == 2
+
+
 async def test_storage_that_is_away_delays_and_spends_no_attempt(bench: Bench) -> None:
     bench.jobs.unavailable = [RetryableError("away")] * 3
     bench.jobs.failures = [RetryableError("away")] * 5
