@@ -180,7 +180,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
                     "name": "n",
                     "scopes": ("inference",),
                     "expires_at": None,
-                    "limits": {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_streams": None},
+                    "limits": {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_streams": None, "spend_per_day": None},
                 },
             ),
             "tsr_x",

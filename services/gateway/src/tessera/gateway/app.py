@@ -14,7 +14,7 @@ from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.audit import OutboxAuditTrail
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
-from tessera.gateway.adapters.generation_records import PostgresRecords
+from tessera.gateway.adapters.generation_records import BatchRecords, PostgresRecords
 from tessera.gateway.adapters.issuer import Freshness, Issuer, IssuerKeys, issuer_client
 from tessera.gateway.adapters.log import BusLog
 from tessera.gateway.adapters.objects import StoredDatasets
@@ -135,7 +135,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
 
 def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     settings = runtime.settings
-    consumers.register_records(runtime.bus, rooms.prices)
+    consumers.register_records(runtime.bus, BatchRecords, rooms.prices)
     bookkeeper = Bookkeeper(rooms.records, rooms.log, rooms.prices, timedelta(days=settings.generation_records_days))
     forgetting = Forgetting(rooms.answers)
     runtime.add_worker("kept answers", workers.every(timedelta(minutes=1), forgetting, "kept_answers_not_looked_at"))
