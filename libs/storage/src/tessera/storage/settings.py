@@ -50,10 +50,10 @@ class PostgresSettings(BaseModel):
     authenticator_password: SecretStr | None = None
     """The gateway's alone: where it is set, bootstrap makes the role."""
 
-    pool_size: int = Field(default=5, ge=1)
-    """Connections kept open per role in use."""
-    max_overflow: int = Field(default=5, ge=0)
-    """Connections beyond pool_size that are opened under load and closed afterwards."""
+    pool_size: int = Field(default=10, ge=1)
+    """Most connections kept open per role in use; one is opened when all others are busy."""
+    max_overflow: int = Field(default=0, ge=0)
+    """Connections beyond pool_size that are opened under load and closed afterwards. Opening one costs more than ten transactions."""
     pool_timeout_seconds: float = Field(default=5.0, gt=0)
     """Longest wait for a free connection."""
     pre_ping: bool = True
