@@ -4,8 +4,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
-from tessera.contracts.events import ChatMessage, GenerationCancelled, GenerationChunk, GenerationRequested, ModelReference
+from tessera.contracts.events import (
+    ChatMessage,
+    GenerationCancelled,
+    GenerationChunk,
+    GenerationCompleted,
+    GenerationRequested,
+    ModelReference,
+    Usage,
+)
 from tessera.gateway.domain.answers import Answer, StreamedAnswer
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.errors import ApiError, unavailable
@@ -78,6 +87,25 @@ async def test_replies_that_end_without_an_ending_are_an_error(desk: Any, monkey
     with pytest.raises(ApiError, match="without a result"):
         await generation.completed()
     await generation.close()
+
+
+async def test_the_wait_for_the_first_piece_and_for_the_end_is_measured_once(desk: Any) -> None:
+    model = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "local", "gen_ai_request_model": "chat"}
+    names = {"gen_ai_server_time_to_first_token_seconds_count": {}, "gen_ai_server_request_duration_seconds_count": {"error_type": ""}}
+
+    def told() -> list[float]:
+        return [REGISTRY.get_sample_value(name, {**model, **labels}) or 0.0 for name, labels in names.items()]
+
+    before = told()
+    usage = Usage(prompt_tokens=1, completion_tokens=1, source="counted")
+    end = GenerationCompleted(generation_id="g", attempt=1, last_index=1, model_id="chat", text="xy", finish_reason="stop", usage=usage)
+    pieces = [GenerationChunk(generation_id="g", attempt=1, index=index, text_offset=index, text="x") for index in range(2)]
+    desk.log.replies = [Located(said, 3, offset) for offset, said in enumerate([*pieces, end])]
+    generation = following(desk.log)
+    await generation.open()
+    await generation.completed()
+    await generation.close()
+    assert [new - old for new, old in zip(told(), before, strict=True)] == [1, 1]
 
 
 def test_ids_follow_the_tenant_and_the_idempotency_key() -> None:

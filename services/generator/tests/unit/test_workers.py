@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tessera.contracts import GenerationCompleted, GenerationFailed, Problem, RetryableError
 from tessera.generator.domain.endings import EngineError, LeaseLostError
@@ -210,6 +211,24 @@ async def test_an_error_keeps_what_was_said_before(bench: Bench, leased_job: Lea
     end = await bench.run(Engine([Piece("half a"), Piece(" word"), EngineError(problem)]), leased_job("up"))
     assert "".join(chunk.text for chunk in bench.sink.chunks) == "half a word"
     assert (end.problem, end.usage.completion_tokens, end.last_index) == (problem, 3, bench.sink.chunks[-1].index)
+
+
+def told(name: str, job: Job, **labels: str) -> float:
+    model = job.ready.request.model
+    known = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": model.provider, "gen_ai_request_model": model.model_id}
+    return REGISTRY.get_sample_value(name, {**known, **labels}) or 0.0
+
+
+async def test_what_an_attempt_took_and_used_is_measured_as_the_conventions_say(bench: Bench, leased_job: LeaseJob) -> None:
+    job = leased_job("up")
+    tokens, seconds = "gen_ai_client_token_usage_sum", "gen_ai_client_operation_duration_seconds_count"
+    before = [told(tokens, job, gen_ai_token_type=kind) for kind in ("input", "output")]
+    well, ill = told(seconds, job, error_type=""), told(seconds, job, error_type="provider_error")
+    end = await bench.run(Engine([Piece("one two"), STOP]), job)
+    await Bench().run(Engine([EngineError(Problem(code="provider_error", message="No.", status=502))]), job)
+    after = [told(tokens, job, gen_ai_token_type=kind) for kind in ("input", "output")]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [end.usage.prompt_tokens, end.usage.completion_tokens]
+    assert (told(seconds, job, error_type=""), told(seconds, job, error_type="provider_error")) == (well + 1, ill + 1)
 
 
 async def test_memories_before_the_prompt_are_counted_as_an_estimate(bench: Bench, leased_job: LeaseJob) -> None:

@@ -5,6 +5,7 @@ from tessera.contracts.catalogue import EVENT_TYPES, TOPICS, Consumer, Mode, Top
 from tessera.contracts.errors import FatalError, InvalidError, Problem, RetryableError, TesseraError
 from tessera.contracts.events import (
     GENERATION_CANCELLED,
+    OPERATION,
     ArchivedItem,
     ArchiveRequested,
     Capability,
@@ -81,6 +82,7 @@ from tessera.contracts.sealing import Sealable, Sealed, opened
 __all__ = [
     "EVENT_TYPES",
     "GENERATION_CANCELLED",
+    "OPERATION",
     "TOPICS",
     "ArchiveRequested",
     "ArchivedItem",

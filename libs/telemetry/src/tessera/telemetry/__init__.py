@@ -14,7 +14,7 @@ from tessera.telemetry.health import (
 from tessera.telemetry.logs import bound, get_logger, set_log_level
 from tessera.telemetry.process import configure, shutdown
 from tessera.telemetry.settings import TelemetrySettings
-from tessera.telemetry.spans import continued, current_traceparent, span
+from tessera.telemetry.spans import annotate, continued, current_traceparent, span
 
 __all__ = [
     "DependencyReport",
@@ -23,6 +23,7 @@ __all__ = [
     "ReadyReport",
     "TelemetrySettings",
     "admin_app",
+    "annotate",
     "bound",
     "configure",
     "continued",

@@ -1,6 +1,6 @@
 """Every Prometheus metric of Tessera, with its meaning. Nothing else may define one.
 
-No label may hold a tenant, a user or a text: labels are few and known. Times are in seconds, sizes in bytes.
+No label may hold a tenant, a user or a text: labels are few and known (models are those on offer). Times are in seconds, sizes in bytes.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -72,6 +72,35 @@ GENERATION_FIRST_CHUNK_SECONDS = Histogram(
     "From the lease of a job to the acknowledgement of its first chunk.",
     ["provider"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+# --- OpenTelemetry's semantic conventions for generative AI, names as Prometheus has them, boundaries as they advise -----
+_GEN_AI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
+_GEN_AI_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_GEN_AI_FIRST_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+GEN_AI_CLIENT_SECONDS = Histogram(
+    "gen_ai_client_operation_duration_seconds",
+    "The generator: one attempt at an engine or provider, whole.",
+    [*_GEN_AI, "error_type"],
+    buckets=_GEN_AI_SECONDS,
+)
+GEN_AI_CLIENT_TOKENS = Histogram(
+    "gen_ai_client_token_usage",
+    "The generator: tokens of one generation, `input` or `output`.",
+    [*_GEN_AI, "gen_ai_token_type"],
+    buckets=(1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304),
+)
+GEN_AI_SERVER_SECONDS = Histogram(
+    "gen_ai_server_request_duration_seconds",
+    "The gateway: from publishing a generation to its end.",
+    [*_GEN_AI, "error_type"],
+    buckets=_GEN_AI_SECONDS,
+)
+GEN_AI_SERVER_FIRST_SECONDS = Histogram(
+    "gen_ai_server_time_to_first_token_seconds",
+    "The gateway: from publishing a generation to the first piece of its answer.",
+    _GEN_AI,
+    buckets=_GEN_AI_FIRST_SECONDS,
 )
 
 # --- gateway: the spool (docs/hand-off.md) -----------------------------------------------------------------------------------------------

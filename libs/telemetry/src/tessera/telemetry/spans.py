@@ -1,6 +1,6 @@
 """Spans across tasks, processes and Kafka (W3C Trace Context)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -92,6 +92,14 @@ def _mark_failed(current: trace.Span, error: Exception) -> None:
     kind = type(error).__name__
     current.set_attribute("error.type", kind)
     current.set_status(trace.Status(trace.StatusCode.ERROR, kind))
+
+
+def annotate(attributes: Mapping[str, Attribute]) -> None:
+    """Adds to the current span what is known only later; nothing outside any."""
+    current = trace.get_current_span()
+    for name, value in attributes.items():
+        if value is not None:
+            current.set_attribute(name, value)
 
 
 def current_traceparent() -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 from tessera.contracts import GenerationCompleted, GenerationFailed, GenerationParameters, Problem, RetryableError, Usage
+from tessera.generator.conventions import named, observe
 from tessera.generator.domain.endings import (
     ABANDONED,
     CANCELLED,
@@ -115,7 +117,7 @@ class JobRunner:
         with (
             bound(request_id=job.origin.request_id, tenant_id=job.tenant_id),
             continued(job.origin.traceparent),
-            span("generation.run", generation_id=job.generation_id, provider=engine.name, attempt=job.attempt),
+            span("generation.run", generation_id=job.generation_id, provider=engine.name, attempt=job.attempt, **named(job)),
             metrics.GENERATIONS_RUNNING.labels(provider=engine.name).track_inprogress(),
             metrics.GENERATION_SECONDS.labels(provider=engine.name).time(),
         ):
@@ -139,6 +141,7 @@ class JobRunner:
         speaker = Speaker(job, engine, self._store, self._sink, self._policy.coalesce)
         transcript = transcript_of(job.ready.request.parameters)
         event: GenerationCompleted | GenerationFailed
+        began = time.monotonic()
         try:
             event = await self._held(job, self._generate(job, engine, speaker, transcript))
         except (CircuitOpenError, RetryableError):
@@ -149,6 +152,7 @@ class JobRunner:
         await retrying(_FINISHING, _passing)(self._store.finish, job, event)
         outcome = "completed" if isinstance(event, GenerationCompleted) else event.problem.code
         _count(engine, outcome)
+        observe(job, event, time.monotonic() - began)
         _log.info("generation_ended", generation_id=job.generation_id, attempt=job.attempt, outcome=outcome)
 
     async def _generate(self, job: Job, engine: Engine, speaker: Speaker, transcript: Transcript) -> GenerationCompleted:

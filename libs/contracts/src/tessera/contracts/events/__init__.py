@@ -25,6 +25,7 @@ from tessera.contracts.events.consistency import (
 )
 from tessera.contracts.events.generation import (
     GENERATION_CANCELLED,
+    OPERATION,
     CallerIdentity,
     Capability,
     ChatMessage,
@@ -109,6 +110,7 @@ from tessera.contracts.events.validation import (
 __all__ = [
     "GENERATION_CANCELLED",
     "MAXIMUM_AUDIT_PAGE",
+    "OPERATION",
     "ArchiveRequested",
     "ArchivedItem",
     "AuditAction",

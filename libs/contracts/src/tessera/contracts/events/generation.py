@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -14,6 +15,8 @@ from tessera.contracts.events.memory import RecalledMemory, RecallState
 from tessera.contracts.sealing import Sealable
 
 Capability = Literal["chat", "completion", "embedding"]
+OPERATION: Final[Mapping[Capability, str]] = {"chat": "chat", "completion": "text_completion", "embedding": "embeddings"}
+"""`gen_ai.operation.name` of OpenTelemetry's semantic conventions."""
 UsageSource = Literal["counted", "provider", "estimated"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 GENERATION_CANCELLED: Final = "generation_cancelled"

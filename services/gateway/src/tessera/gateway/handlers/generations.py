@@ -1,6 +1,7 @@
 """One request to a model: publish it, follow its replies, cancel it when nobody waits any more."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from typing import Final, Literal
 
 from tessera.contracts import derived_id, uuid7
 from tessera.contracts.errors import TesseraError
-from tessera.contracts.events import GenerationCancelled, GenerationCompleted, GenerationFailed, GenerationRequested
+from tessera.contracts.events import (
+    OPERATION,
+    GenerationCancelled,
+    GenerationChunk,
+    GenerationCompleted,
+    GenerationFailed,
+    GenerationRequested,
+)
 from tessera.gateway.domain import errors
 from tessera.gateway.domain.answers import StreamedAnswer, error_frame
 from tessera.gateway.domain.assembly import Assembly, Ending, Located
@@ -18,7 +26,7 @@ from tessera.gateway.domain.frames import KEEP_ALIVE, FrameId
 from tessera.gateway.domain.records import Since
 from tessera.gateway.ports import Call, Claim, Generations, Log
 from tessera.resilience import TimedOutError
-from tessera.telemetry import get_logger
+from tessera.telemetry import get_logger, metrics
 
 CancelReason = Literal["client_disconnected", "client_request", "deadline"]
 Keep = Callable[[Ending], Awaitable[None]]
@@ -129,6 +137,8 @@ class Following:
         """Assembled replies, None as a sign of life. Raises ApiError 504 when the time is over."""
         try:
             async for reply in _with_keep_alive(replies, self._limits.keep_alive, self._expires_at):
+                if reply is not None:
+                    self._note(reply)
                 if reply is not None and isinstance(reply.data, GenerationCompleted | GenerationFailed):
                     self._ended = True
                     if self._keep is not None:
@@ -137,6 +147,9 @@ class Following:
         except TimedOutError as error:
             await self._out_of_time()
             raise errors.timed_out("The model") from error
+
+    def _note(self, reply: Located) -> None:
+        """Called with each reply before its reader has it."""
 
     async def _out_of_time(self) -> None:
         """Called before the reader is told."""
@@ -168,6 +181,8 @@ class Generation(Following):
         self._request = request
         self._call = call
         self._published = False
+        self._published_at: float | None = None
+        self._begun = False
 
     async def open(self) -> None:
         """Listens, then publishes. Raises ApiError 503 when Kafka cannot be reached, 410 when the log no longer holds what is joined.
@@ -193,7 +208,21 @@ class Generation(Following):
     async def _out_of_time(self) -> None:
         await self.close("deadline")
 
+    def _note(self, reply: Located) -> None:
+        """Measures what was asked for here; who joins or comes later measures nothing."""
+        if self._published_at is None:
+            return
+        passed, model = time.monotonic() - self._published_at, self._request.model
+        labels = (OPERATION[model.capability], model.provider, model.model_id)
+        if not self._begun:
+            self._begun = True
+            metrics.GEN_AI_SERVER_FIRST_SECONDS.labels(*labels).observe(passed)
+        if not isinstance(reply.data, GenerationChunk):
+            error = reply.data.problem.code if isinstance(reply.data, GenerationFailed) else ""
+            metrics.GEN_AI_SERVER_SECONDS.labels(*labels, error).observe(passed)
+
     async def _publish(self) -> None:
+        self._published_at = time.monotonic()
         await self._log.publish(
             self._request,
             self._call,
