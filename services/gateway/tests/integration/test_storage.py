@@ -13,10 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from tessera.contracts import uuid7
 from tessera.gateway.adapters.active_tenants import PostgresActiveTenants
 from tessera.gateway.adapters.answers import PostgresAnswers
+from tessera.gateway.adapters.call_sums import PostgresCallSums
 from tessera.gateway.adapters.postgres import PostgresGenerations, PostgresKeys
 from tessera.gateway.adapters.stored import PostgresStoredCompletions
+from tessera.gateway.domain.calls import CallRow, Counted
 from tessera.gateway.domain.records import Since
-from tessera.gateway.ports import KeptAnswer, NewStored, Repeat, StoredPage
+from tessera.gateway.ports import CallQuestion, KeptAnswer, NewStored, Repeat, StoredPage
 from tessera.storage import Database
 
 pytestmark = pytest.mark.integration
@@ -202,6 +204,18 @@ async def test_an_idempotency_key_is_taken_once_answered_for_good_and_taken_over
     await answers.release(other, repeat)
     assert (await answers.claim(other, repeat, minute)).mine
     assert await answers.expire(timedelta(days=1), 10) == 0
+
+
+async def test_calls_are_added_once_and_seen_by_their_own_tenant(database: Database) -> None:
+    mine, other, day = await tenant(database), await tenant(database), NOW.date()
+    sums, one, two = PostgresCallSums(database), uuid7(), uuid7()
+    rows = [(Counted(name, day, "k", "GET /a"), 2, 1) for name in sorted((mine, other))]
+    await asyncio.gather(sums.add(one, *rows), sums.add(two, *rows), sums.add(one, *rows))
+    await sums.add(two, *rows)
+    question = CallQuestion(day, day, ("day", "operation"), 10)
+    assert await sums.sums(mine, question) == [CallRow(day, None, "GET /a", 4, 2)]
+    assert await sums.sums(mine, replace(question, operation="GET /b")) == []
+    assert await sums.sums(mine, replace(question, groups=())) == [CallRow(None, None, None, 4, 2)]
 
 
 async def test_many_at_once_take_an_idempotency_key_once(database: Database) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
+from uuid import UUID
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from tessera.contracts.events import (
 from tessera.gateway.domain import audit, keys
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.audit import Actor
+from tessera.gateway.domain.calls import CallRow, Counted
 from tessera.gateway.domain.consistency import Tokens
 from tessera.gateway.domain.errors import ApiError
 from tessera.gateway.domain.keys import StoredKey
@@ -31,10 +33,12 @@ from tessera.gateway.domain.records import Ended, GenerationRecord, Since, Usage
 from tessera.gateway.domain.spool import AcceptedEvent
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.auditing import Refusals
+from tessera.gateway.handlers.calls import Calls
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.ports import (
     Call,
+    CallQuestion,
     Claim,
     Decision,
     Keep,
@@ -335,6 +339,22 @@ class MemoryAnswers:
         return 0
 
 
+class MemoryCallSums:
+    """`ports.CallSums` in memory."""
+
+    def __init__(self) -> None:
+        self.added: dict[UUID, tuple[tuple[Counted, int, int], ...]] = {}
+        self.troubles: list[Exception] = []
+
+    async def add(self, counts_id: UUID, *rows: tuple[Counted, int, int]) -> None:
+        self.added.setdefault(counts_id, rows)
+        if self.troubles:
+            raise self.troubles.pop()
+
+    async def sums(self, tenant_id: str, question: CallQuestion) -> list[CallRow]:
+        return [CallRow(None, None, None, requests, errors) for rows in self.added.values() for _, requests, errors in rows]
+
+
 class NoDatasets:
     """`ports.Datasets` without any."""
 
@@ -413,6 +433,7 @@ def desk() -> Desk:
         return True, "ready"
 
     letters, decisions = MemoryDeadLetters(), MemoryDecisions(store.trail)
+    call_sums = MemoryCallSums()
     rooms = Rooms(
         log,
         store,
@@ -421,6 +442,8 @@ def desk() -> Desk:
         MemoryStored(),
         MemoryRecords(),
         MemoryAnswers(),
+        call_sums,
+        Calls(call_sums),
         letters,
         decisions,
         store.trail,

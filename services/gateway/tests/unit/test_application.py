@@ -41,6 +41,7 @@ SCOPE_OF = {
     ("POST", "/v1/generations/{generation_id}/cancel"): "inference",
     ("GET", "/v1/generations/{generation_id}/events"): "inference",
     ("GET", "/v1/usage"): "usage",
+    ("GET", "/v1/usage/calls"): "usage",
     ("POST", "/v1/embeddings"): "inference",
     ("POST", "/v1/tokenize"): "inference",
     ("POST", "/v1/detokenize"): "inference",

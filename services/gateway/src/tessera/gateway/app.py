@@ -12,6 +12,7 @@ from tessera.gateway.adapters.access_tokens import JwtAccessTokens
 from tessera.gateway.adapters.active_tenants import PostgresActiveTenants
 from tessera.gateway.adapters.answers import PostgresAnswers
 from tessera.gateway.adapters.audit import OutboxAuditTrail
+from tessera.gateway.adapters.call_sums import PostgresCallSums
 from tessera.gateway.adapters.counters import RedisCounters
 from tessera.gateway.adapters.dead_letters import LoggedDeadLetters, PostgresDecisions
 from tessera.gateway.adapters.generation_records import BatchRecords, PostgresRecords
@@ -28,6 +29,7 @@ from tessera.gateway.domain.records import Price, Prices
 from tessera.gateway.handlers import stored
 from tessera.gateway.handlers.access import Authenticator, LastUses, bootstrap
 from tessera.gateway.handlers.auditing import Refusals
+from tessera.gateway.handlers.calls import Calls
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate
@@ -108,6 +110,7 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         report = await runtime.health.ready()
         return report.ready, report.status
 
+    call_sums = PostgresCallSums(database)
     return Rooms(
         log=log,
         handoff=await _handoff(runtime, log),
@@ -118,6 +121,8 @@ async def _rooms(runtime: Runtime[GatewaySettings], store: ObjectStore) -> Rooms
         stored=PostgresStoredCompletions(database),
         records=PostgresRecords(database),
         answers=PostgresAnswers(database),
+        call_sums=call_sums,
+        calls=Calls(call_sums),
         dead_letters=LoggedDeadLetters(bus, log.breaker, patience),
         decisions=PostgresDecisions(database, bus),
         trail=trail,
@@ -138,6 +143,7 @@ def _keep_records(runtime: Runtime[GatewaySettings], rooms: Rooms) -> None:
     consumers.register_records(runtime.bus, BatchRecords, rooms.prices)
     bookkeeper = Bookkeeper(rooms.records, rooms.log, rooms.prices, timedelta(days=settings.generation_records_days))
     forgetting = Forgetting(rooms.answers)
+    runtime.add_worker("calls", workers.every(timedelta(seconds=5), rooms.calls, "calls_not_counted", last=True))
     runtime.add_worker("kept answers", workers.every(timedelta(minutes=1), forgetting, "kept_answers_not_looked_at"))
     runtime.add_worker("generation records", workers.every(timedelta(seconds=10), bookkeeper, "generation_records_not_looked_at"))
 

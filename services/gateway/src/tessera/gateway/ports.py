@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, BinaryIO, Literal, Protocol
+from uuid import UUID
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter, LetterPage, Position, Received
 from tessera.contracts.base import EventData, RequestData
@@ -12,6 +13,7 @@ from tessera.contracts.events import AuditRecorded, DatasetReference, Generation
 from tessera.gateway.domain.assembly import Located
 from tessera.gateway.domain.audit import Actor
 from tessera.gateway.domain.backlog import Place, Waiting
+from tessera.gateway.domain.calls import CallRow, Counted
 from tessera.gateway.domain.keys import OnDisconnect, StoredKey
 from tessera.gateway.domain.limits import UNLIMITED, Allowance, Holder, Standing, Window
 from tessera.gateway.domain.records import Ended, GenerationRecord, Since, Status, UsageRow
@@ -292,6 +294,31 @@ class UsageQuestion:
     limit: int
     model: str | None = None
     credential_id: str | None = None
+
+
+@dataclass(frozen=True)
+class CallQuestion:
+    """Which calls are to be added up, by what, over which days (both ends included)."""
+
+    since: date
+    until: date
+    groups: tuple[str, ...]
+    """Of `day`, `credential_id` and `operation`."""
+    limit: int
+    operation: str | None = None
+    credential_id: str | None = None
+
+
+class CallSums(Protocol):
+    """How many calls there were. Raises RetryableError where it cannot be reached."""
+
+    async def add(self, counts_id: UUID, *rows: tuple[Counted, int, int]) -> None:
+        """Adds requests and errors; the same id again adds nothing."""
+        ...
+
+    async def sums(self, tenant_id: str, question: CallQuestion) -> Sequence[CallRow]:
+        """In the order of the groups."""
+        ...
 
 
 class GenerationRecords(Protocol):

@@ -66,7 +66,7 @@ _PUBLIC_ERRORS: Final = ("500", "503")
 
 def application(rooms: Rooms, limits: EdgeLimits, origins: Collection[str] = ()) -> Cors:
     """The whole HTTP face of the gateway, ready for a server. Browsers may call it from pages of `origins`."""
-    return Cors(Edge(api(rooms), limits), origins)
+    return Cors(Edge(api(rooms), limits, rooms.calls), origins)
 
 
 def api(rooms: Rooms) -> FastAPI:

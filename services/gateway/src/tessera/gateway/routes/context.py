@@ -23,6 +23,7 @@ from tessera.gateway.domain.limits import Holder, user_of
 from tessera.gateway.domain.records import Prices
 from tessera.gateway.handlers.access import Authenticator
 from tessera.gateway.handlers.auditing import Refusals, on_record
+from tessera.gateway.handlers.calls import Calls
 from tessera.gateway.handlers.generations import Limits
 from tessera.gateway.handlers.handoff import Handoff
 from tessera.gateway.handlers.limiting import Gate, Use
@@ -30,6 +31,7 @@ from tessera.gateway.ports import (
     Answers,
     AuditTrail,
     Call,
+    CallSums,
     Datasets,
     DeadLetters,
     Decisions,
@@ -64,6 +66,8 @@ class Rooms:
     stored: StoredCompletions
     records: GenerationRecords
     answers: Answers
+    call_sums: CallSums
+    calls: Calls
     dead_letters: DeadLetters
     decisions: Decisions
     trail: AuditTrail

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.contracts import uuid7
+from tessera.gateway.handlers.calls import CLIENT_LEFT, Calls
 from tessera.gateway.routes import deprecation
 from tessera.gateway.routes.problems import as_api_error, error_response
 from tessera.telemetry import bound, continued, get_logger, span
@@ -68,9 +69,10 @@ class _Exchange:
 class Edge:
     """The outermost ASGI application."""
 
-    def __init__(self, app: ASGIApp, limits: EdgeLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: EdgeLimits, calls: Calls) -> None:
         self._app = app
         self._limits = limits
+        self._calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -90,6 +92,8 @@ class Edge:
             current.update_name(f"{scope['method']} {route}")
             current.set_attribute("http.response.status_code", exchange.status)
             _log_answer(exchange, route)
+            if principal := scope["state"].get("principal"):
+                self._calls.note(principal, f"{scope['method']} {route}", exchange.status or CLIENT_LEFT)
 
     async def _serve(self, exchange: _Exchange, headers: Headers, receive: Receive, send: Send) -> None:
         send = _decorating(exchange, send)
@@ -188,7 +192,7 @@ def _log_answer(exchange: _Exchange, route: str) -> None:
         "request_served",
         method=scope["method"],
         route=route,
-        status=exchange.status or 499,
+        status=exchange.status or CLIENT_LEFT,
         elapsed_ms=exchange.elapsed_ms,
         tenant_id=principal.tenant_id if principal else None,
         key_id=principal.key_id if principal else None,

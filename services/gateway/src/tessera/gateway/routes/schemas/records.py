@@ -85,3 +85,27 @@ class UsageView(View):
     until: date
     group_by: list[UsageGroup]
     data: list[UsageRowView]
+
+
+CallGroup = Literal["day", "key_id", "operation"]
+
+
+class CallRowView(View):
+    """Calls of one group; what was not grouped by is null."""
+
+    day: date | None
+    key_id: str | None
+    operation: str | None
+    requests: int
+    errors: Annotated[int, Field(description="Those that were answered with 400 or above.")]
+
+
+class CallsView(View):
+    """How many calls a tenant's keys made."""
+
+    object: Literal["usage.calls"] = "usage.calls"
+    tenant_id: str
+    since: date
+    until: date
+    group_by: list[CallGroup]
+    data: list[CallRowView]
