@@ -1,6 +1,7 @@
 """Deciding about dead letters, without a log."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,18 @@ async def test_the_first_decision_stands(desk: Any, two: list[str]) -> None:
         "none": "not_found",
     }
     assert desk.rooms.dead_letters.replayed == [first]
+
+
+async def test_copies_of_a_letter_in_one_order_are_decided_once(desk: Any) -> None:
+    original = letter(0)
+    place = original.summary.place
+    copies = [replace(original, summary=replace(original.summary, place=place._replace(offset=number))) for number in range(25)]
+    desk.rooms.dead_letters.all = [*copies, *(letter(number) for number in range(100, 125))]
+    ids = [one.summary.id for one in desk.rooms.dead_letters.all]
+    results = await decide(desk, "replay", ids=ids)
+    assert [results[one] for one in ids] == ["replayed", *["already_replayed"] * 24, *["replayed"] * 25]
+    assert desk.rooms.dead_letters.replayed == [ids[0], *ids[25:]]
+    assert sorted(desk.trail.told) == sorted([("dead_letter.replay", "attempted"), ("dead_letter.replay", "succeeded")] * 26)
 
 
 @pytest.mark.parametrize(("action", "result"), [("replay", "would_be_replayed"), ("discard", "would_be_discarded")])

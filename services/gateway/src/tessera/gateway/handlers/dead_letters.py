@@ -1,10 +1,10 @@
 """Listing dead letters and deciding about them. `docs/dead-letters.md` has the invariant."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from tessera.bus import DeadLetter, DeadLetterSummary, LetterFilter
 from tessera.bus.codec import is_tenant_id
@@ -25,6 +25,12 @@ _DONE: dict[Outcome, Result] = {"replayed": "replayed", "discarded": "discarded"
 _WOULD: dict[Outcome, Result] = {"replayed": "would_be_replayed", "discarded": "would_be_discarded"}
 _ACTIONS: dict[Outcome, AuditAction] = {"replayed": "dead_letter.replay", "discarded": "dead_letter.discard"}
 _ALREADY: dict[Outcome, Result] = {"replayed": "already_replayed", "discarded": "already_discarded"}
+
+_TOGETHER: Final = 10
+"""Letters that are held at once: each may have the size of the largest event."""
+
+Named = tuple[str, DeadLetter | None]
+"""An id, and the letter where there is one."""
 
 _log = get_logger(__name__)
 
@@ -89,32 +95,57 @@ async def find(desk: Desk, letter_id: str) -> tuple[DeadLetter, Decision | None]
 
 async def settle(desk: Desk, ids: Sequence[str], order: Order) -> list[Settled]:
     """Carries an order out, letter by letter in the order of the log. One that fails does not stop the others."""
-    settled = []
-    async with aclosing(desk.letters.letters(ids)) as letters:
-        async for letter_id, letter in letters:
-            settled.append(Settled(letter_id, "not_found") if letter is None else await _settle(desk, letter, order))
+    settled: list[Settled] = []
+    async with aclosing(desk.letters.letters(ids)) as letters, aclosing(_batches(letters)) as batches:
+        async for batch in batches:
+            settled += await _settle(desk, batch, order)
     if not order.dry_run:
         _log.info("dead letters decided", outcome=order.outcome, by=order.by.id, results=dict(Counter(one.result for one in settled)))
     return settled
 
 
-async def _settle(desk: Desk, letter: DeadLetter, order: Order) -> Settled:
-    letter_id = letter.summary.id
-    before = (await desk.decisions.of([letter.summary])).get(letter_id)
-    if before is not None:
-        return Settled(letter_id, _ALREADY[before.outcome])
-    if order.dry_run:
-        return await _tried(desk, letter, order.outcome)
-    act = _act(letter.summary, order)
-    if order.outcome == "replayed":
-        await desk.trail.write(audit.became(act, "attempted"))
+async def _batches(letters: AsyncIterator[Named]) -> AsyncGenerator[list[Named], None]:
+    """Neighbours, for the sake of fewer transactions. Copies of one letter are in different ones: the second finds what was decided."""
+    batch: list[Named] = []
+    digests: set[bytes] = set()
+    async for letter_id, letter in letters:
+        if len(batch) == _TOGETHER or (letter is not None and letter.summary.digest in digests):
+            yield batch
+            batch, digests = [], set()
+        batch.append((letter_id, letter))
+        digests |= {letter.summary.digest} if letter is not None else set()
+    if batch:
+        yield batch
+
+
+async def _settle(desk: Desk, batch: Sequence[Named], order: Order) -> list[Settled]:
+    known = [letter.summary for _, letter in batch if letter is not None]
+    decided = await desk.decisions.of(known)
+    acts = {letter.id: _act(letter, order) for letter in known if letter.id not in decided}
+    if order.outcome == "replayed" and not order.dry_run:
+        await desk.trail.write(*(audit.became(act, "attempted") for act in acts.values()))
+    settled = []
+    for letter_id, letter in batch:
+        if letter is None:
+            settled.append(Settled(letter_id, "not_found"))
+        elif (before := decided.get(letter.summary.id)) is not None:
+            settled.append(Settled(letter.summary.id, _ALREADY[before.outcome]))
+        elif order.dry_run:
+            settled.append(await _tried(desk, letter, order.outcome))
+        else:
+            settled.append(await _done(desk, letter, order.outcome, acts[letter.summary.id]))
+    return settled
+
+
+async def _done(desk: Desk, letter: DeadLetter, outcome: Outcome, act: AuditRecorded) -> Settled:
+    if outcome == "replayed":
         try:
             await desk.letters.replay(letter, dry_run=False)
         except ApiError as error:
             await say_failed(desk.trail, act, error)
-            return Settled(letter_id, "failed", error)
-    await desk.decisions.decide(letter.summary, order.outcome, audit.became(act, "succeeded"))
-    return Settled(letter_id, _DONE[order.outcome])
+            return Settled(letter.summary.id, "failed", error)
+    await desk.decisions.decide(letter.summary, outcome, audit.became(act, "succeeded"))
+    return Settled(letter.summary.id, _DONE[outcome])
 
 
 async def _tried(desk: Desk, letter: DeadLetter, outcome: Outcome) -> Settled:
