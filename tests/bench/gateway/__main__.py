@@ -47,6 +47,7 @@ class Plan:
     """What is measured of each system, LiteLLM apart. 10, 20 and 50 go into the ratios."""
     point_seconds: float = 15
     """At each rate."""
+    idle_seconds: float = 10
     knee_rates: Sequence[int] = (20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 240, 280)
     knee_seconds: float = 10
     streams: Sequence[int] = (100, 200, 300, 400, 500, 600, 700, 800, 900)
@@ -69,6 +70,7 @@ QUICK = Plan(
     warm_rate=20,
     rates=(10, 20, 50),
     point_seconds=1,
+    idle_seconds=1,
     knee_rates=(20,),
     knee_seconds=1,
     streams=(20,),
@@ -193,6 +195,7 @@ class Bench:
             return {
                 "points": points,
                 "with_memory": recalled,
+                **self.idle(system),
                 **self.parts(system),
                 **self.knee(system),
                 **self.stall_free(system),
@@ -202,14 +205,19 @@ class Bench:
 
     def parts(self, system: System) -> Figures:
         """Which process spends how much on a request, at 50/s."""
-        watches = {name: Stopwatch((pid,)) for name, pid in system.processes.items()}
-        with contextlib.ExitStack() as watching:
-            for watch in watches.values():
-                watching.enter_context(watch)
+        with _watched(system) as watches:
             answers = finished(Load(50, self.plan.point_seconds, extra=USER).started(system.url, system.key))
         spent = {name: round(1000 * watch.cpu / max(1, len(answers.whole)), 2) for name, watch in watches.items()}
         progress(f"  processor ms per request at 50/s: {spent}")
         return {"cpu_ms_by_process": spent}
+
+    def idle(self, system: System) -> Figures:
+        """How much of a core each process keeps busy while nothing is asked: at a low rate, a good part of each request's time."""
+        with _watched(system) as watches:
+            time.sleep(self.plan.idle_seconds)
+        cores = {name: round(watch.cpu / watch.wall, 3) for name, watch in watches.items()}
+        progress(f"  cores in use while nothing is asked: {cores}")
+        return {"idle_cores": round(sum(cores.values()), 3), "idle_cores_by_process": cores}
 
     def knee(self, system: System) -> Figures:
         """The highest rate whose first tokens are at most KNEE_MS late at the 99th percentile, without an error."""
@@ -271,6 +279,16 @@ class Bench:
         late = _median_until(seen, self.plan.resident_seconds)
         progress(f"  {early:.0f} MB, then {late:.0f} MB; errors {answers.errors}")
         return {"rss_growth": round(late / early, 3), "rss_mb": [round(early), round(late)], "rss_errors": answers.errors}
+
+
+@contextlib.contextmanager
+def _watched(system: System) -> Iterator[dict[str, Stopwatch]]:
+    """A watch on each process of a system, read when the block has ended."""
+    watches = {name: Stopwatch((pid,)) for name, pid in system.processes.items()}
+    with contextlib.ExitStack() as watching:
+        for watch in watches.values():
+            watching.enter_context(watch)
+        yield watches
 
 
 @contextlib.contextmanager
