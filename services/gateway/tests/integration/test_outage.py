@@ -64,6 +64,13 @@ class Exposed:
             self.kafka.start()
         self.kafka.wait_ready()
 
+    def is_open(self) -> bool:
+        """Whether it takes requests: a few seconds after its start where Kafka is away."""
+        try:
+            return bool(self.request("GET", "/health").status_code)
+        except httpx.ConnectError:
+            return False
+
     def serves(self) -> None:
         """Waits until it is as it was before any outage."""
         eventually_blocking(lambda: self.remember().json().get("status") == "accepted", PATIENCE)
@@ -77,7 +84,7 @@ class Exposed:
         self.process.override(**environment)
         try:
             self.process.start()
-            eventually_blocking(self.live, PATIENCE)
+            eventually_blocking(self.is_open, PATIENCE)
             yield
         finally:
             self.start_kafka()

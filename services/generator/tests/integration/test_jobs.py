@@ -145,7 +145,7 @@ async def test_finishing_empties_the_row_and_publishes_once(
     await store.finish(job, failed(job.generation_id, 1, job.progress, CANCELLED))
     kept = await row(database, new)
     assert (kept.state, kept.ready, kept.sent_text) == ("cancelled", None, "")
-    assert [(sent.topic, sent.partition) for sent in bus.rows] == [("reply", 3)]
+    assert [(sent.topic, sent.partition) for sent in bus.rows] == [("reply", 3), ("generation.ended", None)]
     assert await store.claim(provider, 1, LEASE) == []
 
 

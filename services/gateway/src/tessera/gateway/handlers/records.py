@@ -102,8 +102,8 @@ class Bookkeeper:
 
     async def once(self) -> None:
         """One round. Raises RetryableError where Postgres is away."""
-        for record in await self.records.overdue(_AT_ONCE, _AGAIN):
-            await self._end(record)
+        # Side by side: one whose end is not there takes as long as looking may.
+        await asyncio.gather(*(self._end(record) for record in await self.records.overdue(_AT_ONCE, _AGAIN)))
         while await self.records.count(_COUNTED_AT_ONCE) == _COUNTED_AT_ONCE:
             continue
         await self.records.expire(self.keep_for, _COUNTED_AT_ONCE)
