@@ -65,7 +65,7 @@ def _catalogued(service: str) -> set[tuple[str, str, Mode]]:
 
 async def _registered(service: str, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str, Mode]]:
     """The same of a service that is built by its own `build` and never started."""
-    monkeypatch.setattr(Runtime, "add_http_server", lambda *_: ("", 0))  # a port would stay open: nothing runs that could close it
+    monkeypatch.setattr(Runtime, "add_http_server", lambda *_, **__: ("", 0))  # a port would stay open: nothing runs that could close it
     settings_class, build = BUILDS[service]
     passwords = {"worker_password": "never-used", "client_password": "never-used", "authenticator_password": "never-used"}
     settings = settings_class.model_validate({"profile": "test", "postgres": passwords, **({"port": 0} if service == "gateway" else {})})

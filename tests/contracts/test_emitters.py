@@ -43,6 +43,8 @@ def used(platform: Platform) -> Platform:
 def _fail_a_generation(platform: Platform, key: str) -> None:
     answer = platform.request("POST", "/v1/completions", key=key, json={"model": "local/ngram", "prompt": "The"})
     assert answer.json()["error"]["code"] == "model_has_learned_nothing"
+    refused = platform.request("POST", "/v1/completions", key=key, json={"model": "local/ngram", "prompt": "The key. " * 9_000})
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
 
 
 def _archive(platform: Platform, key: str) -> None:
