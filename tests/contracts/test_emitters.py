@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import api_page
@@ -12,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from kafka_records import Stored, produce, read_all, topics
 
+from tessera.contracts import uuid7
 from tessera.contracts.base import EventData
 from tessera.contracts.catalogue import SERVICES, TOPICS, Topic
 from tessera.contracts.schemas import writer_schema
@@ -22,6 +24,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.timeout(180)]
 
 TENANT = "emitters"
 PATIENCE = timedelta(seconds=60)
+EXAMPLES = Path(__file__).parents[2] / "libs" / "contracts" / "examples"
 EMITTED = [topic for topic in TOPICS.values() if set(topic.producers) & set(SERVICES)]
 
 
@@ -35,6 +38,7 @@ def used(platform: Platform) -> Platform:
     produce(platform, "ingest", b"{}", [(f"ce_{name}", value.encode()) for name, value in headers.items()])
     assert platform.request("POST", "/v1/detokenize", key=key, json={"composition_id": "00" * 32}).status_code == 404
     _fail_a_generation(platform, key)
+    _ask_too_much(platform)
     _archive(platform, key)
     _leave_a_generation(platform, key)
     return platform
@@ -43,8 +47,18 @@ def used(platform: Platform) -> Platform:
 def _fail_a_generation(platform: Platform, key: str) -> None:
     answer = platform.request("POST", "/v1/completions", key=key, json={"model": "local/ngram", "prompt": "The"})
     assert answer.json()["error"]["code"] == "model_has_learned_nothing"
-    refused = platform.request("POST", "/v1/completions", key=key, json={"model": "local/ngram", "prompt": "The key. " * 9_000})
-    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+def _ask_too_much(platform: Platform) -> None:
+    """A prompt that the tokenizer refuses: no model of a bare platform has so small a context."""
+    example = json.loads((EXAMPLES / "generation.requested" / "v1" / "chat.json").read_text())
+    name = str(uuid7())
+    example["data"]["model"]["context_tokens"] = 1
+    attributes = {**example["attributes"], "id": name, "tenantid": TENANT}
+    data = {**example["data"], "generation_id": name}
+    produce(
+        platform, "generation.requested", json.dumps(data).encode(), [(f"ce_{key}", value.encode()) for key, value in attributes.items()]
+    )
 
 
 def _archive(platform: Platform, key: str) -> None:
