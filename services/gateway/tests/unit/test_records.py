@@ -246,6 +246,7 @@ async def test_usage_of_another_tenant_needs_an_operator(desk: Any) -> None:
         own = (await client.get("/v1/usage", params={"group_by": ["day", "model"], "since": "2026-11-01"})).json()
         other = await client.get("/v1/usage", params={"tenant_id": "other"})
         wrong = await client.get("/v1/usage", params={"since": "2026-11-02", "until": "2026-11-01"})
+        number = await client.get("/v1/usage", params={"until": "0"})
     assert own["data"][0] == {
         "day": "2026-11-20",
         "key_id": None,
@@ -259,7 +260,7 @@ async def test_usage_of_another_tenant_needs_an_operator(desk: Any) -> None:
         "seconds": 1.5,
     }
     assert desk.rooms.records.asked[0].groups == ("day", "model_id")
-    assert (other.status_code, wrong.status_code) == (403, 400)
+    assert (other.status_code, wrong.status_code, number.status_code) == (403, 400, 400)
     async with desk.client() as client:
         assert (await client.get("/v1/usage", params={"tenant_id": "other"})).json()["tenant_id"] == "other"
 

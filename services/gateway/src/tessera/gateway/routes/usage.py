@@ -1,10 +1,12 @@
 """`/v1/usage`: what was used, by day, key and model."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Final, TypeVar
 
 from fastapi import APIRouter, Query
+from pydantic import BeforeValidator
 
 from tessera.contracts.base import TenantId
 from tessera.gateway.domain.calls import CallRow
@@ -21,10 +23,19 @@ router = APIRouter(route_class=CarefulRoute, tags=["administration"])
 
 _MONTH: Final = timedelta(days=30)
 _MOST_ROWS: Final = 10_000
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _CALL_COLUMN: Final[dict[CallGroup, str]] = {"day": "day", "key_id": "credential_id", "operation": "operation"}
 _COLUMN: Final = {"day": "day", "key_id": "credential_id", "model": "model_id"}
 
-Day = Annotated[date, Query(examples=["2026-01-31"])]
+
+def _written(value: object) -> object:
+    """As RFC 3339 has it: pydantic would also take a number for seconds since 1970."""
+    if isinstance(value, str) and not _DAY.fullmatch(value):
+        raise ValueError("expected a day such as 2026-01-31")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_written), Query(examples=["2026-01-31"])]
 
 
 @router.get("/v1/usage")
