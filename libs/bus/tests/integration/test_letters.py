@@ -115,7 +115,9 @@ async def test_a_refused_event_beside_others_takes_only_its_own_entry_back(groun
 
 def fill(ground: Any, topic: str, count: int) -> None:
     """Letters as if a service had written them; confluent's client is faster than the bus. Blocks."""
-    producer = Producer({"bootstrap.servers": ground.kafka.bootstrap_servers, "queue.buffering.max.messages": 200_000})
+    producer = Producer(
+        {"bootstrap.servers": ground.kafka.bootstrap_servers, "enable.idempotence": True, "queue.buffering.max.messages": 200_000}
+    )
     origin, _ = dead_letter_topics()[topic]
     for number in range(count):
         reason = {"code": "data_invalid", "topic": origin, "partition": "0", "offset": str(number), "time": "2026-01-01T12:00:00Z"}
