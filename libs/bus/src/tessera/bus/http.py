@@ -69,6 +69,10 @@ class HttpServer(uvicorn.Server):
         host, port = self._socket.getsockname()[:2]
         return host, port
 
+    def listen(self) -> None:
+        """From now on connections come here; they wait until `run_until_told` takes them."""
+        self._socket.listen(_BACKLOG)
+
     async def run_until_told(self) -> None:
         """Serves until `leave`; then accepts nothing new, and open streams may end within the drain deadline."""
         await self.serve(sockets=[self._socket])

@@ -220,7 +220,10 @@ class Runtime(Generic[S]):
             if asyncio.get_running_loop().time() >= opening:
                 break
             await asyncio.sleep(_LOOK_AGAIN.total_seconds())
-        self.health.phase = "draining" if self._stopping.is_set() else "serving"
+        if not self._stopping.is_set():
+            for server in self._servers:
+                server.listen()
+            self.health.phase = "serving"
         await asyncio.gather(*(server.run_until_told() for server in self._servers))
 
     async def _start_bus(self) -> None:
